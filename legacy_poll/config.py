@@ -1,0 +1,161 @@
+"""``Settings``: frozen, read once, checked once.
+
+One place, whether the values come from the environment (the server by itself), from ``app.config`` (inside an app)
+or from keyword arguments (tests). A ``LEGACY_POLL_*`` key that does not exist is an error at start, so that a typo
+cannot pass for a setting.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, Dict, Mapping
+
+from .errors import ConfigError, shown
+
+__all__ = ["Settings", "PREFIX"]
+
+PREFIX = "LEGACY_POLL_"
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off", "")
+
+
+def _default_max_held() -> int:
+    """Half of the descriptors that this process may open, at least 100: the other half is the app's."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, ValueError, OSError):
+        return 1000
+    return 100_000 if limit < 0 else max(100, limit // 2)
+
+
+def _setting(default: Any, help: str, *, least: float = 0, most: float = math.inf, secret: bool = False) -> Any:
+    meta = {"help": help, "least": least, "most": most, "secret": secret}
+    if callable(default):
+        return field(default_factory=default, metadata=meta, repr=not secret)
+    return field(default=default, metadata=meta, repr=not secret)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, with units. Each has the variable ``LEGACY_POLL_<NAME>``."""
+
+    database_url: str = _setting(
+        "sqlite:///legacy_poll.db",
+        "SQLAlchemy URL of the log's database; used by the server by itself.",
+        secret=True,
+    )
+    public: bool = _setting(False, "1: any channel may be read without a token; the server by itself only.")
+    secret_key: str = _setting("", "Signs channel tokens; at least 16 characters.", secret=True)
+    publish_token: str = _setting("", "Bearer token of POST /publish; empty: the route answers 404.", secret=True)
+
+    # A proxy's usual idle limit is 30 or 60 s; an answer every 25 s stays below both.
+    hold_seconds: float = _setting(25.0, "Longest time that a poll is held, seconds.", most=3600)
+    # 20 cheap queries a second for a worker, whatever the number of clients; hints make it faster than this.
+    poll_interval_seconds: float = _setting(
+        0.05, "Time between two looks at an idle database, seconds.", least=0.001, most=60
+    )
+    # 500 events of 2 KiB fill the byte limit; more would only make the first screen later.
+    max_events: int = _setting(500, "Most events in one answer; the rest follows with 206.", least=1, most=10_000)
+    max_response_bytes: int = _setting(1_048_576, "Most bytes of event data in one answer.", least=1024)
+    # A row in a table, not a file: large things belong behind a URL in the event.
+    max_event_bytes: int = _setting(262_144, "Most bytes of one event's data, as JSON text.", least=1, most=16_777_216)
+    max_channels: int = _setting(100, "Most channels in one poll.", least=1, most=10_000)
+    retention_seconds: float = _setting(86_400.0, "Events older than this are trimmed, seconds; 0 keeps them.")
+    retention_events: int = _setting(1_000_000, "Most events kept; older ones are trimmed; 0 keeps them.")
+    trim_interval_seconds: float = _setting(10.0, "Time between two looks for what to trim, seconds.", least=0.05)
+    max_held: int = _setting(
+        _default_max_held, "Most polls held at once by one worker; default half of its descriptor limit.", least=0
+    )
+    max_held_per_client: int = _setting(0, "Most polls held at once for one client address; 0: no limit.")
+    # A missing cursor starts with everything that is retained; "now" suits pages that render their own state first.
+    start: str = _setting("oldest", "Where a poll without a cursor starts: oldest or now.")
+    tail_events: int = _setting(10_000, "Recent events kept in the worker's memory.", least=1)
+    tail_bytes: int = _setting(16_777_216, "Bytes of recent events' data kept in the worker's memory.", least=1024)
+    # Reads behind the tail are rare and shared; more at once would only take the database from the app.
+    catchup_reads: int = _setting(4, "Reads of old events at once, for one worker.", least=1, most=64)
+    move_rows: int = _setting(500, "Most rows that the sequencer moves in one transaction.", least=1, most=10_000)
+    write_wait_seconds: float = _setting(5.0, "SQLite: how long a write waits for another writer.", most=60)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        if self.start not in ("oldest", "now"):
+            raise ConfigError("start is %s: oldest or now is needed" % shown(self.start))
+        if self.secret_key and len(self.secret_key) < 16:
+            raise ConfigError("secret_key has %d characters: at least 16 are needed" % len(self.secret_key))
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """The settings in the environment's ``LEGACY_POLL_*`` variables; defaults for the others.
+
+        Raises:
+            ConfigError: An unknown variable, or a value that breaks its rule.
+        """
+        return cls.from_mapping(environ)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], **overrides: Any) -> "Settings":
+        """The settings among the ``LEGACY_POLL_*`` keys of *mapping*, such as ``app.config``.
+
+        Raises:
+            ConfigError: An unknown key, or a value that breaks its rule.
+        """
+        known = {PREFIX + each.name.upper(): each.name for each in fields(cls)}
+        values: Dict[str, Any] = {}
+        for key in mapping:
+            if not isinstance(key, str) or not key.startswith(PREFIX):
+                continue
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = "; did you mean %s?" % close[0] if close else ""
+                raise ConfigError("%s is not a setting of legacy_poll%s" % (key, hint))
+            values[known[key]] = mapping[key]
+        values.update(overrides)
+        return cls(**values)
+
+    @classmethod
+    def described(cls) -> Dict[str, str]:
+        """Variable -> one line of help, for ``--help`` and the docs."""
+        return {PREFIX + each.name.upper(): each.metadata["help"] for each in fields(cls)}
+
+
+def _checked(setting: Any, value: Any) -> Any:
+    """*value* as the setting's type, within its bounds."""
+    name = PREFIX + setting.name.upper()
+    kind = setting.type
+    if kind == "str":
+        if not isinstance(value, str):
+            raise ConfigError("%s is %s: text is needed" % (name, type(value).__name__))
+        return value
+    if kind == "bool":
+        return _as_bool(name, value)
+    try:
+        number = _as_int(value) if kind == "int" else float(value)
+    except (TypeError, ValueError):
+        needed = "a whole number" if kind == "int" else "a number"
+        raise ConfigError("%s is %s: %s is needed" % (name, shown(value), needed)) from None
+    least, most = setting.metadata["least"], setting.metadata["most"]
+    if not least <= number <= most or math.isinf(number):
+        bounds = "at least %g" % least if math.isinf(most) else "%g to %g" % (least, most)
+        raise ConfigError("%s is %s: %s is needed" % (name, shown(value), bounds))
+    return number
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
+    return int(value)
+
+
+def _as_bool(name: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ConfigError("%s is %s: 1 or 0 is needed" % (name, shown(value)))

@@ -1,0 +1,121 @@
+"""Connections of our own, and what runs on them.
+
+The user's pool is never touched: a publisher that waits for a connection of a busy pool would make events late, and
+held polls must not cost the app any. The pools here open their connections the way that the user's engine does (same
+creator, same listeners), are made in the process that uses them, never before a fork, and are small.
+
+Reads run in autocommit, so that no snapshot outlives a statement; writes run in one short READ COMMITTED transaction.
+Driver exceptions do not leave this room: callers see :class:`StorageUnavailable`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Optional, Tuple, TypeVar
+
+from sqlalchemy import event as listening
+from sqlalchemy import pool as pools
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from .config import Settings
+from .dialects import dialect_of
+
+__all__ = ["Database"]
+
+Result = TypeVar("Result")
+#: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
+Offload = Callable[..., Any]
+_CONNECT_WAIT_SECONDS = 10
+
+
+class Database:
+    """Runs functions on connections of our own.
+
+    Args:
+        engine: The user's engine; only its way to connect is used.
+        settings: For the number of reads at once.
+        offload: How to call what blocks; by default it is simply called.
+
+    Raises:
+        ConfigError: A database that is not supported.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, *, offload: Optional[Offload] = None) -> None:
+        self.engine = engine
+        self.dialect = dialect_of(engine)
+        self.dialect.check()
+        self._settings = settings
+        self._offload = offload
+        self._engines: Optional[Tuple[int, Engine, Engine]] = None
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        """``work(connection)`` in autocommit: each statement sees what is committed when it starts.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        return self._call(work, False)
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        """``work(connection)`` in one transaction, committed when it returns, rolled back when it raises.
+
+        Raises:
+            StorageUnavailable: The database failed; whether a commit took place may be unknown.
+        """
+        return self._call(work, True)
+
+    def scalar(self, sql: str) -> Any:
+        """The one value of the SQL expression *sql*, by itself in autocommit."""
+        return self.read(lambda connection: self.dialect.scalar(connection, "SELECT " + sql))
+
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        if self._engines is not None and self._engines[0] == os.getpid():
+            for engine in self._engines[1:]:
+                engine.dispose()
+        self._engines = None
+
+    def _call(self, work: Callable[[Connection], Result], write: bool) -> Result:
+        if self._offload is None:
+            return self._run(work, write)
+        return self._offload(self._run, work, write)  # type: ignore[no-any-return]
+
+    def _run(self, work: Callable[[Connection], Result], write: bool) -> Result:
+        try:
+            with self._engine(write).connect() as connection:
+                if not write:
+                    return work(connection)
+                try:
+                    with connection.begin():
+                        return work(connection)
+                finally:
+                    self.dialect.after_write(connection)
+        except (SQLAlchemyError, OSError) as error:
+            raise self.dialect.translate(error) from error
+
+    def _engine(self, write: bool) -> Engine:
+        pid = os.getpid()
+        if self._engines is None or self._engines[0] != pid:
+            # Connections of the process that forked us are left alone: closing them here would end its sessions.
+            self._engines = (pid, self._make_engine(write=False), self._make_engine(write=True))
+        return self._engines[2 if write else 1]
+
+    def _make_engine(self, *, write: bool) -> Engine:
+        theirs = self.engine.pool
+        options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": True}
+        pool: pools.Pool
+        if self._offload is not None:
+            # The offload's threads stay; each keeps its connections, and no lock is shared between threads.
+            pool = pools.SingletonThreadPool(theirs._creator, pool_size=1000, **options)
+        elif self.dialect.connection_per_thread:
+            pool = pools.NullPool(theirs._creator, **options)
+        else:
+            size = 2 if write else self._settings.catchup_reads + 1
+            options.update(pre_ping=write and self.dialect.pre_ping, timeout=_CONNECT_WAIT_SECONDS)
+            pool = pools.QueuePool(theirs._creator, pool_size=size, max_overflow=0, **options)
+        listening.listen(pool, "connect", lambda raw, record: self.dialect.on_connect(raw, write=write))
+        engine = Engine(pool, self.engine.dialect, self.engine.url)
+        if write:
+            listening.listen(engine, "begin", self.dialect.on_begin)
+        return engine

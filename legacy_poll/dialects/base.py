@@ -1,0 +1,132 @@
+"""The guarantees that each database gives in its own way."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+from sqlalchemy import bindparam, delete, insert, select, text
+from sqlalchemy.engine import Connection, Engine
+
+from ..errors import SchemaMissing, StorageUnavailable
+from ..tables import event, log, outbox
+
+__all__ = ["Dialect", "MOVE_SECONDS"]
+
+#: The longest that a move may stand still before its database ends it, seconds: a worker that is stopped, paused or
+#: cut off between lock and commit delays everybody by no more than this.
+MOVE_SECONDS = 2
+
+_DELETE_ONE = delete(outbox).where(outbox.c.id == bindparam("outbox_id"))
+_INSERT_EVENTS = insert(event)
+
+
+class Dialect:
+    """One database's way; made for one engine."""
+
+    #: SQL for the time now: RFC 3339, UTC, milliseconds, 24 characters.
+    now_sql = ""
+    #: SQL for the bytes of the outbox's data, cheap for large values.
+    size_sql = "octet_length(data)"
+    #: Whether idle connections of a move may be ended by the server and must be tried before use.
+    pre_ping = False
+    #: Whether every thread needs connections of its own, and they cost nothing to open.
+    connection_per_thread = False
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def check(self) -> None:
+        """Raises ConfigError if this engine cannot be used at all."""
+
+    def driver_blocks(self) -> bool:
+        """Whether the driver's calls stop every greenlet of a process that gevent patched."""
+        return True
+
+    def on_connect(self, connection: Any, *, write: bool) -> None:
+        """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
+        level = "READ COMMITTED" if write else "AUTOCOMMIT"
+        self.engine.dialect.set_isolation_level(connection, level)
+
+    def on_begin(self, connection: Connection) -> None:
+        """Opens a write transaction, where the driver does not do so by itself."""
+
+    def prepare(self, connection: Connection, *, max_event_bytes: int) -> None:
+        """Brings what the database itself must know of the settings up to date; a write transaction is open."""
+
+    def needs_prepare(self, connection: Connection, *, max_event_bytes: int) -> bool:
+        """Whether :meth:`prepare` has something to change."""
+        return False
+
+    def begin_move(self, connection: Connection) -> None:
+        """Makes the open transaction durable at commit, and short-lived if this process stops in the middle of it."""
+
+    def lock_log(self, connection: Connection, head: int) -> bool:
+        """Locks the log's one row until the transaction ends, without waiting.
+
+        Returns:
+            False when another transaction holds the lock, or when the head is not *head* any more. After True, no
+            position is given and no row moved by anybody else before this transaction ends.
+        """
+        query = select(log.c.head).where(log.c.head == head).with_for_update(skip_locked=True)
+        return connection.execute(query).first() is not None
+
+    def after_write(self, connection: Connection) -> None:
+        """Called when a write transaction has ended, either way, with the same connection."""
+
+    def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
+        """Deletes the rows *ids* by key, waiting for no other transaction's rows; returns how many there were."""
+        if not ids:
+            return 0
+        result = connection.execute(_DELETE_ONE, [{"outbox_id": each} for each in ids])
+        return int(result.rowcount)
+
+    def insert_events(self, connection: Connection, rows: List[Dict[str, Any]]) -> None:
+        """Appends *rows* to the event table."""
+        if rows:
+            connection.execute(_INSERT_EVENTS, rows)
+
+    def lock_holder(self, connection: Connection) -> Optional[str]:
+        """Who holds the log's lock, in words for the operator; None when it cannot be told."""
+        return None
+
+    def try_trim_lock(self, connection: Connection) -> bool:
+        """Whether this transaction, and no other, may trim now; does not wait."""
+        return True
+
+    @contextlib.contextmanager
+    def upgrade_lock(self, connection: Connection) -> Iterator[None]:
+        """Keeps all others out of an upgrade; waits for them."""
+        yield
+
+    def is_missing_table(self, error: Exception) -> bool:
+        """Whether *error*, a SQLAlchemy error, says that a table does not exist."""
+        return False
+
+    def advice(self, error: Exception) -> str:
+        """What the operator can do about *error*, when we know."""
+        return ""
+
+    def translate(self, error: Exception) -> StorageUnavailable:
+        """*error*, from SQLAlchemy or the driver, as ours."""
+        if self.is_missing_table(error):
+            return SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
+        cause = getattr(error, "orig", None) or error
+        first = (str(cause).strip().splitlines() or [""])[0]
+        message = "%s: %s" % (type(cause).__name__, first)
+        advice = self.advice(error)
+        return StorageUnavailable(message + (" (%s)" % advice if advice else ""))
+
+    def scalar(self, connection: Connection, sql: str, **parameters: Any) -> Any:
+        """The one value of *sql*."""
+        return connection.execute(text(sql), parameters).scalar()
+
+
+def code_of(error: Exception) -> Any:
+    """The database's own code in *error*: SQLSTATE text, MySQL's number, or None."""
+    original = getattr(error, "orig", None)
+    for name in ("sqlstate", "pgcode"):
+        if getattr(original, name, None):
+            return getattr(original, name)
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None

@@ -1,0 +1,108 @@
+"""MariaDB 10.6 and MySQL 8 and later by SKIP LOCKED; older ones by a named lock beside the row's.
+
+A named lock belongs to the session and is global to the server, so it only saves the waiting: the row's lock is what
+protects the log. Rows are deleted one by one by key: a range or an IN list may lock rows of open transactions, and
+then everybody stands behind them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterator, Optional
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, Engine
+
+from .base import MOVE_SECONDS, Dialect, code_of
+
+__all__ = ["MySQL"]
+
+_NO_SUCH_TABLE = 1146
+# A name is at most 64 characters, and a database's name alone may be as long.
+_NAME = "CONCAT('legacy_poll.%s.', LEFT(SHA1(DATABASE()), 16))"
+_HOLDER = text(
+    "SELECT t.trx_mysql_thread_id, p.user, p.host, t.trx_state, TIMESTAMPDIFF(SECOND, t.trx_started, NOW())"
+    " FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id"
+    " WHERE t.trx_rows_locked > 0 AND p.id <> CONNECTION_ID() AND p.db = DATABASE() ORDER BY t.trx_started LIMIT 1"
+)
+
+
+class MySQL(Dialect):
+    now_sql = "CONCAT(LEFT(DATE_FORMAT(UTC_TIMESTAMP(3), '%Y-%m-%dT%H:%i:%s.%f'), 23), 'Z')"
+    pre_ping = True
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._named: Optional[bool] = None
+
+    def driver_blocks(self) -> bool:
+        return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
+
+    def on_connect(self, connection: Any, *, write: bool) -> None:
+        super().on_connect(connection, write=write)
+        if not write:
+            return
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SELECT @@version")
+            # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL has no
+            # setting for idle transactions, only for idle connections.
+            idle = "idle_transaction_timeout" if "mariadb" in cursor.fetchone()[0].lower() else "wait_timeout"
+            cursor.execute("SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d" % (idle, MOVE_SECONDS, MOVE_SECONDS))
+        finally:
+            cursor.close()
+
+    def _needs_named_lock(self, connection: Connection) -> bool:
+        if self._named is None:
+            version = str(self.scalar(connection, "SELECT VERSION()")).lower()
+            parts = tuple(int(part) for part in version.split("-")[0].split(".")[:2])
+            self._named = parts < ((10, 6) if "mariadb" in version else (8, 0))
+        return self._named
+
+    def lock_log(self, connection: Connection, head: int) -> bool:
+        if not self._needs_named_lock(connection):
+            return super().lock_log(connection, head)
+        if not self._get_lock(connection, "move", 0):
+            return False
+        query = text("SELECT head FROM legacy_poll_log WHERE head = :head FOR UPDATE")
+        return connection.execute(query, {"head": head}).first() is not None
+
+    def after_write(self, connection: Connection) -> None:
+        if self._named and not connection.invalidated:
+            self._release_lock(connection, "move")
+
+    def lock_holder(self, connection: Connection) -> Optional[str]:
+        row = connection.execute(_HOLDER).first()
+        if row is None:
+            return None
+        return "server connection %s, user %s at %s, %s, for %d s" % tuple(row)
+
+    def try_trim_lock(self, connection: Connection) -> bool:
+        # Trimming is rare and short, and twice at once is only wasted work: no named lock that outlives a transaction.
+        return super().lock_log(connection, self.scalar(connection, "SELECT head FROM legacy_poll_log"))
+
+    @contextlib.contextmanager
+    def upgrade_lock(self, connection: Connection) -> Iterator[None]:
+        self._get_lock(connection, "upgrade", 60)
+        try:
+            yield
+        finally:
+            self._release_lock(connection, "upgrade")
+
+    def _get_lock(self, connection: Connection, name: str, seconds: int) -> bool:
+        return self.scalar(connection, "SELECT GET_LOCK(%s, %d)" % (_NAME % name, seconds)) == 1
+
+    def _release_lock(self, connection: Connection, name: str) -> None:
+        self.scalar(connection, "SELECT RELEASE_LOCK(%s)" % (_NAME % name))
+
+    def is_missing_table(self, error: Exception) -> bool:
+        return code_of(error) == _NO_SUCH_TABLE
+
+    def advice(self, error: Exception) -> str:
+        if code_of(error) == 1665:
+            return "set binlog_format to ROW or MIXED: STATEMENT refuses writes under READ COMMITTED"
+        if code_of(error) == 1290:
+            return "this server is read-only; the URL must name the primary"
+        if code_of(error) in (1142, 1044):
+            return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
+        return ""

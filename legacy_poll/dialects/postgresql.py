@@ -1,0 +1,92 @@
+"""PostgreSQL 11 and later, through psycopg2 or psycopg 3; PgBouncer in transaction mode included.
+
+So: nothing per session that matters (SET LOCAL only), no prepared statements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterator, Optional, Sequence
+
+from sqlalchemy import delete, text
+from sqlalchemy.engine import Connection
+
+from ..tables import outbox
+from .base import MOVE_SECONDS, Dialect, code_of
+
+__all__ = ["PostgreSQL"]
+
+# hashtext keeps the key apart from an application's own advisory locks, and the schema from another's tables.
+_KEY = "hashtext('legacy_poll.' || current_schema()), hashtext(%r)"
+_UNDEFINED_TABLE = "42P01"
+_LIMITS = text(
+    "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', :ms, true),"
+    " set_config('lock_timeout', :ms, true), set_config('idle_in_transaction_session_timeout', :ms, true)"
+)
+_HOLDER = text(
+    "SELECT a.pid, a.application_name, a.client_addr, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)"
+    " FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
+    " WHERE l.relation = CAST('legacy_poll_log' AS regclass) AND l.granted AND a.pid <> pg_backend_pid()"
+    " AND l.mode IN ('RowShareLock', 'RowExclusiveLock') ORDER BY a.xact_start LIMIT 1"
+)
+
+
+class PostgreSQL(Dialect):
+    now_sql = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+
+    def driver_blocks(self) -> bool:
+        driver = self.engine.dialect.driver
+        if driver == "psycopg2":
+            from psycopg2 import extensions
+
+            return extensions.get_wait_callback() is None
+        if driver == "psycopg":
+            # Chosen when psycopg is imported: the C wait does not switch greenlets, the Python ones do.
+            from psycopg import waiting
+
+            return "_psycopg" in str(getattr(waiting.wait, "__module__", "")) or "wait_c" in repr(waiting.wait)
+        return driver not in ("pg8000",)
+
+    def on_connect(self, connection: Any, *, write: bool) -> None:
+        super().on_connect(connection, write=write)
+        if hasattr(connection, "prepare_threshold"):
+            connection.prepare_threshold = None
+
+    def begin_move(self, connection: Connection) -> None:
+        connection.execute(_LIMITS, {"ms": str(MOVE_SECONDS * 1000)})
+
+    def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
+        # One statement: PostgreSQL has no gap locks, and nobody else locks committed outbox rows.
+        if not ids:
+            return 0
+        return int(connection.execute(delete(outbox).where(outbox.c.id.in_(list(ids)))).rowcount)
+
+    def lock_holder(self, connection: Connection) -> Optional[str]:
+        row = connection.execute(_HOLDER).first()
+        if row is None:
+            return None
+        return "server process %s, application %r, client %s, %s, for %.1f s" % (
+            row[0],
+            row[1] or "",
+            row[2] or "local",
+            row[3],
+            row[4] or 0,
+        )
+
+    def try_trim_lock(self, connection: Connection) -> bool:
+        return bool(self.scalar(connection, "SELECT pg_try_advisory_xact_lock(%s)" % (_KEY % "trim")))
+
+    @contextlib.contextmanager
+    def upgrade_lock(self, connection: Connection) -> Iterator[None]:
+        connection.execute(text("SELECT pg_advisory_xact_lock(%s)" % (_KEY % "upgrade")))
+        yield
+
+    def is_missing_table(self, error: Exception) -> bool:
+        return code_of(error) == _UNDEFINED_TABLE
+
+    def advice(self, error: Exception) -> str:
+        if code_of(error) == "25006":
+            return "this is a read-only replica; the URL must name the primary"
+        if code_of(error) == "42501":
+            return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
+        return ""

@@ -1,0 +1,77 @@
+"""SQLite 3.31 and later, in a file.
+
+SQLite lets one transaction write at a time, so the writer's own transaction gives the position: a trigger on the
+outbox (in the migrations) moves each row that is plainly fit as it is inserted. What the trigger does not judge stays
+in the outbox, with everything behind it, so that the order holds; the sequencer then moves it as on other databases,
+inside BEGIN IMMEDIATE. WAL, so that readers and the writer do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import Any, Iterator, Optional
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+from ..errors import ConfigError
+from .base import MOVE_SECONDS, Dialect
+
+__all__ = ["SQLite"]
+
+
+def _text_of(raw: bytes) -> str:
+    # Bytes that are not UTF-8 must not stop the rows behind them: they read as U+FFFD.
+    return raw.decode("utf-8", "replace")
+
+
+class SQLite(Dialect):
+    now_sql = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    size_sql = "length(CAST(data AS BLOB))"
+    connection_per_thread = True
+
+    def check(self) -> None:
+        url = self.engine.url
+        if not url.database or url.database == ":memory:" or "mode=memory" in str(url):
+            raise ConfigError(
+                "the database is %s: an SQLite database in memory belongs to one connection, and we need our own; "
+                "use a file, such as sqlite:////var/lib/app/app.db" % url
+            )
+
+    def on_connect(self, connection: Any, *, write: bool) -> None:
+        connection.isolation_level = None  # no BEGIN by the driver: ours is IMMEDIATE, see on_begin
+        connection.text_factory = _text_of
+        connection.execute("PRAGMA busy_timeout = %d" % (MOVE_SECONDS * 1000))
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            # Remembered in the file. Refused while others use it; then things work, only slower, until the next try.
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("PRAGMA journal_mode = WAL")
+
+    def on_begin(self, connection: Connection) -> None:
+        # A transaction that reads first and writes later fails at once when another writer came between.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def needs_prepare(self, connection: Connection, *, max_event_bytes: int) -> bool:
+        query = "SELECT value FROM legacy_poll_setting WHERE name = 'max_event_bytes'"
+        return bool(self.scalar(connection, query) != max_event_bytes)
+
+    def prepare(self, connection: Connection, *, max_event_bytes: int) -> None:
+        connection.execute(
+            text("INSERT OR REPLACE INTO legacy_poll_setting (name, value) VALUES ('max_event_bytes', :value)"),
+            {"value": max_event_bytes},
+        )
+
+    def lock_log(self, connection: Connection, head: int) -> bool:
+        # The transaction is IMMEDIATE: it holds the one write lock there is.
+        return bool(self.scalar(connection, "SELECT head FROM legacy_poll_log") == head)
+
+    def lock_holder(self, connection: Connection) -> Optional[str]:
+        return "another connection's open write transaction (SQLite does not tell whose)"
+
+    @contextlib.contextmanager
+    def upgrade_lock(self, connection: Connection) -> Iterator[None]:
+        yield  # BEGIN IMMEDIATE already keeps the others out
+
+    def is_missing_table(self, error: Exception) -> bool:
+        return "no such table: legacy_poll" in str(getattr(error, "orig", ""))

@@ -1,0 +1,226 @@
+"""Every exception that is raised on purpose.
+
+Three families, by who must act: :class:`ConfigError` (the deployer, at start), :class:`StorageUnavailable` (the
+operator; it is logged and tried again) and :class:`RequestError` (the client). Status, machine code and headers live
+on the class, so that no other room decides how a failure looks on the wire. Each says the value found and the rule
+that it broke, and keeps both as attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+__all__ = [
+    "LegacyPollError",
+    "ConfigError",
+    "SchemaError",
+    "StorageUnavailable",
+    "SchemaMissing",
+    "RequestError",
+    "BadParameter",
+    "BadCursor",
+    "InvalidEvent",
+    "EventTooLarge",
+    "CursorGone",
+    "CursorExpired",
+    "CursorUnknown",
+    "BacklogTooLarge",
+    "Unauthorized",
+    "Forbidden",
+    "NotFound",
+    "MethodNotAllowed",
+    "UnsupportedMediaType",
+    "BodyTooLarge",
+    "TooManyPolls",
+    "ServerFull",
+    "Draining",
+    "shown",
+]
+
+_SHOWN_CHARACTERS = 80
+
+
+def shown(value: Any) -> str:
+    """*value* as an error message may show it: quoted, control characters escaped, cut at 80 characters."""
+    text = repr(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "... (%d characters)" % len(str(value))
+    return text
+
+
+class LegacyPollError(Exception):
+    """The base of all of them."""
+
+
+class ConfigError(LegacyPollError):
+    """The deployer must change something before this can start."""
+
+
+class SchemaError(ConfigError):
+    """The tables are missing, or of a version that this code does not work with."""
+
+
+class StorageUnavailable(LegacyPollError):
+    """The database failed or does not answer; the same call may work later."""
+
+    status = 503
+    code = "storage_unavailable"
+
+
+class SchemaMissing(StorageUnavailable):
+    """The tables are not there (yet); the same call works once they are."""
+
+    code = "schema_missing"
+
+
+class RequestError(LegacyPollError):
+    """The client asked for something that it cannot have."""
+
+    status = 400
+    code = "bad_request"
+    #: True when the client may ask the same again later; the edge adds a jittered Retry-After.
+    again_later = False
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+    @property
+    def headers(self) -> Dict[str, str]:
+        """Headers that the status asks for."""
+        return {}
+
+
+class BadParameter(RequestError):
+    """A query parameter that breaks its rule."""
+
+    code = "bad_parameter"
+
+    def __init__(self, field: str, value: Any, rule: str) -> None:
+        super().__init__("%s is %s: %s" % (field, shown(value), rule), field=field, value=value, rule=rule)
+
+
+class BadCursor(RequestError):
+    """A cursor that this version never gave out."""
+
+    code = "bad_cursor"
+
+    def __init__(self, value: Any) -> None:
+        rule = "a cursor is used exactly as an answer gave it"
+        super().__init__("cursor is %s: %s" % (shown(value), rule), field="cursor", value=value, rule=rule)
+
+
+class InvalidEvent(RequestError, ValueError):
+    """An event that breaks a rule: its channel, type, id or data."""
+
+    code = "invalid_event"
+
+    def __init__(self, field: str, value: Any, rule: str) -> None:
+        super().__init__("%s is %s: %s" % (field, shown(value), rule), field=field, value=value, rule=rule)
+        self.field = field
+        self.rule = rule
+
+
+class EventTooLarge(InvalidEvent):
+    """An event's data is larger than the setting allows."""
+
+    status = 413
+    code = "event_too_large"
+
+
+class CursorGone(RequestError):
+    """Nothing can be given from this cursor on; the client reloads its state and goes on from the head."""
+
+    status = 410
+
+
+class CursorExpired(CursorGone):
+    """Events after the cursor have been trimmed."""
+
+    code = "cursor_expired"
+
+
+class CursorUnknown(CursorGone):
+    """The cursor belongs to another log, or to an earlier life of this one."""
+
+    code = "cursor_unknown"
+
+
+class BacklogTooLarge(CursorGone):
+    """More events than the setting allows lie between the cursor and the head."""
+
+    code = "backlog_too_large"
+
+
+class Unauthorized(RequestError):
+    """No credentials, or none that hold."""
+
+    status = 401
+    code = "unauthorized"
+
+    @property
+    def headers(self) -> Dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(RequestError):
+    """Known, but may not read or write this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(RequestError):
+    """No such resource, or one that is switched off."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The resource exists and does not take this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    @property
+    def headers(self) -> Dict[str, str]:
+        return {"Allow": self.facts["allow"]}
+
+
+class UnsupportedMediaType(RequestError):
+    """A body of another type than ``application/json``."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(RequestError):
+    """A request body beyond the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class TooManyPolls(RequestError):
+    """This client holds as many polls as it may."""
+
+    status = 429
+    code = "too_many_polls"
+    again_later = True
+
+
+class ServerFull(RequestError):
+    """This worker holds as many polls as it may."""
+
+    status = 503
+    code = "server_full"
+    again_later = True
+
+
+class Draining(RequestError):
+    """This worker is about to stop; another one takes the next request."""
+
+    status = 503
+    code = "draining"
+    again_later = True

@@ -1,0 +1,186 @@
+"""What an event is, and what may stand in one.
+
+The rules for names and data are here and nowhere else, because three writers must agree on them: ``publish()``, the
+publish route, and the sequencer, which meets rows that any program wrote. ``data`` is JSON *text* from the moment it
+is published: no later room decodes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any, FrozenSet, Iterable, Optional, Tuple
+
+from .cursors import Cursor
+from .errors import EventTooLarge, InvalidEvent
+
+__all__ = ["Event", "Batch", "check_name", "check_data", "encode_data", "new_event_id", "NAME_RULE"]
+
+DEFAULT_CHANNEL = "default"
+DEFAULT_TYPE = "message"
+MAX_NAME = 200
+MAX_ID = 100
+#: Deeper data is refused: recursive parsers, ours and the oldest browsers', must never be at risk.
+MAX_DEPTH = 200
+
+NAME_CHARACTERS = "A-Za-z0-9_.:/@~+=-"
+NAME_RULE = "1 to %d of the characters A-Z a-z 0-9 _ . : / @ ~ + = -"
+RESERVED_PREFIX = "$"
+
+_NAME = re.compile("[%s]+" % NAME_CHARACTERS)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS = re.compile(r"[\[{\]}]")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the log.
+
+    Attributes:
+        position: Where it stands in the log; 1 is the first.
+        id: The publisher's id, at most 100 characters; a client's key for deduplication.
+        channel: Where it was published.
+        type: What kind of thing happened.
+        data: JSON text.
+        time: When it entered the log: RFC 3339, UTC, milliseconds.
+    """
+
+    __slots__ = ("position", "id", "channel", "type", "data", "time")
+
+    position: int
+    id: str
+    channel: str
+    type: str
+    data: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one poll gets.
+
+    Attributes:
+        events: In order; empty when a hold ended without any.
+        cursor: Where to go on, also when *events* is empty.
+        more: The batch was cut at a limit; the next poll will not wait.
+    """
+
+    events: Tuple[Event, ...]
+    cursor: Cursor
+    more: bool = False
+
+
+def new_event_id() -> str:
+    """A random UUID, as text."""
+    return str(uuid.uuid4())
+
+
+def check_name(field: str, value: Any, *, longest: int = MAX_NAME) -> str:
+    """*value* if it may name a channel or a type (or, with *longest* = 100, be an id).
+
+    Raises:
+        InvalidEvent: It breaks the rule; the message has both.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= longest or _NAME.fullmatch(value) is None:
+        if isinstance(value, str) and value.startswith(RESERVED_PREFIX):
+            raise InvalidEvent(field, value, "names that start with $ are reserved")
+        raise InvalidEvent(field, value, NAME_RULE % longest)
+    return value
+
+
+def check_channels(values: Iterable[Any]) -> FrozenSet[str]:
+    """The set of *values*, each checked as a channel name."""
+    return frozenset(check_name("channel", value) for value in values)
+
+
+def encode_data(data: Any, *, max_bytes: int) -> str:
+    """*data* as the JSON text that travels from here to the client unchanged.
+
+    ASCII only: what is not is escaped, so that a connection with an old character set carries it as well as any.
+
+    Raises:
+        InvalidEvent: Not a JSON value (NaN and the infinities included), or nested more than 200 deep.
+        EventTooLarge: More than *max_bytes* bytes.
+    """
+    try:
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise InvalidEvent("data", type(data).__name__, "at most %d levels of nesting" % MAX_DEPTH) from None
+    except TypeError as error:
+        raise InvalidEvent("data", type(data).__name__, "a JSON value is needed: %s" % error) from None
+    except ValueError as error:
+        raise InvalidEvent("data", type(data).__name__, "a JSON value is needed: %s" % error) from None
+    _check_size(len(text), max_bytes)
+    _check_depth(text)
+    return text
+
+
+def check_data(text: Any, *, max_bytes: int) -> str:
+    """*text* if it is JSON text that may travel as it is; for rows that other programs wrote.
+
+    Raises:
+        InvalidEvent: Not JSON, a number beyond a double's range, or nested more than 200 deep.
+        EventTooLarge: More than *max_bytes* bytes of UTF-8.
+    """
+    if not isinstance(text, str):
+        raise InvalidEvent("data", text, "JSON text is needed")
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise InvalidEvent("data", text, "text that can be encoded as UTF-8 is needed") from None
+    _check_size(size, max_bytes)
+    _check_depth(text)
+    try:
+        json.loads(text, parse_int=_any_integer, parse_float=_finite, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidEvent("data", text, "at most %d levels of nesting" % MAX_DEPTH) from None
+    except ValueError as error:
+        raise InvalidEvent("data", text, "JSON text is needed: %s" % error) from None
+    return text
+
+
+def check_event_id(value: Optional[str]) -> str:
+    """*value* if it may be an event's id; a new one for None.
+
+    Raises:
+        InvalidEvent: It breaks the rule.
+    """
+    return new_event_id() if value is None else check_name("id", value, longest=MAX_ID)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise EventTooLarge("data", "%d bytes" % size, "at most %d bytes" % max_bytes)
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _BRACKETS.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise InvalidEvent("data", text, "at most %d levels of nesting" % MAX_DEPTH)
+
+
+def _any_integer(digits: str) -> int:
+    return 0  # only the grammar matters here, and converting thousands of digits costs
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("%s is beyond the range of a double" % shown_number(digits))
+    return number
+
+
+def shown_number(digits: str) -> str:
+    """*digits*, cut so that a message stays readable."""
+    return digits if len(digits) <= 40 else digits[:40] + "..."
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError("%s is not JSON" % name)
