@@ -1,11 +1,11 @@
 """Where alembic meets legacy_poll's tables.
 
-The application's own migrations may live in the same database, run by the same alembic. So this environment keeps
-its own version table, `legacy_poll_version`, and never looks at a table that is not named `legacy_poll_*`: an
-autogenerate run can neither drop nor describe what is not ours.
+The application's own migrations may live in the same database, run by the same alembic. So this environment
+keeps its own version table, `legacy_poll_version`, and never looks at a table that is not named `legacy_poll_*`:
+an autogenerate run can neither drop nor describe what is not ours.
 
-The connection is the caller's, when `config.attributes["connection"]` has one (`legacy_poll.schema.upgrade`), and
-then so is its transaction. Otherwise the database is LEGACY_POLL_DATABASE_URL, with the server's own default.
+The connection is the caller's, when `config.attributes["connection"]` has one (`legacy_poll.schema.upgrade`),
+and then so is its transaction. Otherwise the database is LEGACY_POLL_DATABASE_URL, with the server's own default.
 Loggers are the caller's too: no fileConfig, which would silence those that exist.
 """
 

@@ -33,7 +33,9 @@ def _default_max_held() -> int:
     return 100_000 if limit < 0 else max(100, limit // 2)
 
 
-def _setting(default: Any, help: str, *, least: float = 0, most: float = math.inf, secret: bool = False) -> Any:
+def _setting(
+    default: Any, help: str, *, least: float = 0, most: float = math.inf, secret: bool = False
+) -> Any:
     meta = {"help": help, "least": least, "most": most, "secret": secret}
     if callable(default):
         return field(default_factory=default, metadata=meta, repr=not secret)
@@ -51,7 +53,9 @@ class Settings:
     )
     public: bool = _setting(False, "1: any channel may be read without a token; the server by itself only.")
     secret_key: str = _setting("", "Signs channel tokens; at least 16 characters.", secret=True)
-    publish_token: str = _setting("", "Bearer token of POST /publish; empty: the route answers 404.", secret=True)
+    publish_token: str = _setting(
+        "", "Bearer token of POST /publish; empty: the route answers 404.", secret=True
+    )
 
     # A proxy's usual idle limit is 30 or 60 s; an answer every 25 s stays below both.
     hold_seconds: float = _setting(25.0, "Longest time that a poll is held, seconds.", most=3600)
@@ -60,25 +64,39 @@ class Settings:
         0.05, "Time between two looks at an idle database, seconds.", least=0.001, most=60
     )
     # 500 events of 2 KiB fill the byte limit; more would only make the first screen later.
-    max_events: int = _setting(500, "Most events in one answer; the rest follows with 206.", least=1, most=10_000)
+    max_events: int = _setting(
+        500, "Most events in one answer; the rest follows with 206.", least=1, most=10_000
+    )
     max_response_bytes: int = _setting(1_048_576, "Most bytes of event data in one answer.", least=1024)
     # A row in a table, not a file: large things belong behind a URL in the event.
-    max_event_bytes: int = _setting(262_144, "Most bytes of one event's data, as JSON text.", least=1, most=16_777_216)
+    max_event_bytes: int = _setting(
+        262_144, "Most bytes of one event's data, as JSON text.", least=1, most=16_777_216
+    )
     max_channels: int = _setting(100, "Most channels in one poll.", least=1, most=10_000)
-    retention_seconds: float = _setting(86_400.0, "Events older than this are trimmed, seconds; 0 keeps them.")
+    retention_seconds: float = _setting(
+        86_400.0, "Events older than this are trimmed, seconds; 0 keeps them."
+    )
     retention_events: int = _setting(1_000_000, "Most events kept; older ones are trimmed; 0 keeps them.")
-    trim_interval_seconds: float = _setting(10.0, "Time between two looks for what to trim, seconds.", least=0.05)
+    trim_interval_seconds: float = _setting(
+        10.0, "Time between two looks for what to trim, seconds.", least=0.05
+    )
     max_held: int = _setting(
-        _default_max_held, "Most polls held at once by one worker; default half of its descriptor limit.", least=0
+        _default_max_held,
+        "Most polls held at once by one worker; default half of its descriptor limit.",
+        least=0,
     )
     max_held_per_client: int = _setting(0, "Most polls held at once for one client address; 0: no limit.")
     # A missing cursor starts with everything that is retained; "now" suits pages that render their own state first.
     start: str = _setting("oldest", "Where a poll without a cursor starts: oldest or now.")
     tail_events: int = _setting(10_000, "Recent events kept in the worker's memory.", least=1)
-    tail_bytes: int = _setting(16_777_216, "Bytes of recent events' data kept in the worker's memory.", least=1024)
+    tail_bytes: int = _setting(
+        16_777_216, "Bytes of recent events' data kept in the worker's memory.", least=1024
+    )
     # Reads behind the tail are rare and shared; more at once would only take the database from the app.
     catchup_reads: int = _setting(4, "Reads of old events at once, for one worker.", least=1, most=64)
-    move_rows: int = _setting(500, "Most rows that the sequencer moves in one transaction.", least=1, most=10_000)
+    move_rows: int = _setting(
+        500, "Most rows that the sequencer moves in one transaction.", least=1, most=10_000
+    )
     write_wait_seconds: float = _setting(5.0, "SQLite: how long a write waits for another writer.", most=60)
 
     def __post_init__(self) -> None:

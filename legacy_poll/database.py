@@ -36,13 +36,23 @@ class Database:
         engine: The user's engine; only its way to connect is used.
         settings: For the number of reads at once.
         offload: How to call what blocks; by default it is simply called.
+        wait_seconds: How long a write waits for another writer where the whole database has one lock (SQLite);
+            None gives up almost at once, for those who try again.
 
     Raises:
         ConfigError: A database that is not supported.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, *, offload: Optional[Offload] = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        offload: Optional[Offload] = None,
+        wait_seconds: Optional[float] = None,
+    ) -> None:
         self.engine = engine
+        self._wait_seconds = wait_seconds
         self.dialect = dialect_of(engine)
         self.dialect.check()
         self._settings = settings
@@ -79,7 +89,7 @@ class Database:
     def _call(self, work: Callable[[Connection], Result], write: bool) -> Result:
         if self._offload is None:
             return self._run(work, write)
-        return self._offload(self._run, work, write)  # type: ignore[no-any-return]
+        return self._offload(self._run, work, write)
 
     def _run(self, work: Callable[[Connection], Result], write: bool) -> Result:
         try:
@@ -99,7 +109,7 @@ class Database:
         if self._engines is None or self._engines[0] != pid:
             # Connections of the process that forked us are left alone: closing them here would end its sessions.
             self._engines = (pid, self._make_engine(write=False), self._make_engine(write=True))
-        return self._engines[2 if write else 1]
+        return self._engines[2] if write else self._engines[1]
 
     def _make_engine(self, *, write: bool) -> Engine:
         theirs = self.engine.pool
@@ -114,7 +124,11 @@ class Database:
             size = 2 if write else self._settings.catchup_reads + 1
             options.update(pre_ping=write and self.dialect.pre_ping, timeout=_CONNECT_WAIT_SECONDS)
             pool = pools.QueuePool(theirs._creator, pool_size=size, max_overflow=0, **options)
-        listening.listen(pool, "connect", lambda raw, record: self.dialect.on_connect(raw, write=write))
+        listening.listen(
+            pool,
+            "connect",
+            lambda raw, record: self.dialect.on_connect(raw, write=write, wait=self._wait_seconds),
+        )
         engine = Engine(pool, self.engine.dialect, self.engine.url)
         if write:
             listening.listen(engine, "begin", self.dialect.on_begin)

@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "SchemaError",
     "StorageUnavailable",
+    "StorageBusy",
     "SchemaMissing",
     "RequestError",
     "BadParameter",
@@ -65,6 +66,12 @@ class StorageUnavailable(LegacyPollError):
 
     status = 503
     code = "storage_unavailable"
+
+
+class StorageBusy(StorageUnavailable):
+    """Another transaction has what this one needs, and does not give it up in time."""
+
+    code = "storage_busy"
 
 
 class SchemaMissing(StorageUnavailable):
@@ -122,10 +129,17 @@ class InvalidEvent(RequestError, ValueError):
 
 
 class EventTooLarge(InvalidEvent):
-    """An event's data is larger than the setting allows."""
+    """An event's data is larger than the setting allows; sizes in bytes of JSON text."""
 
     status = 413
     code = "event_too_large"
+
+    def __init__(self, size: int, most: int) -> None:
+        RequestError.__init__(
+            self, "data has %d bytes: at most %d are allowed" % (size, most), size=size, most=most
+        )
+        self.field = "data"
+        self.rule = "at most %d bytes" % most
 
 
 class CursorGone(RequestError):

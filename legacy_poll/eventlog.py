@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
-from .errors import CursorExpired, CursorUnknown, SchemaMissing
+from .errors import CursorExpired, CursorUnknown, SchemaMissing, StorageBusy
 from .events import Batch, Event, check_event_id, check_name, encode_data
 from .tables import event, log, outbox
 
@@ -65,6 +65,7 @@ class Glance:
         log_id: As in :class:`Bounds`.
         head: As in :class:`Bounds`.
         oldest: As in :class:`Bounds`.
+        head_id: As in :class:`Bounds`; tells a restored log from the one that was there.
         now: The database's time: RFC 3339, UTC, milliseconds.
         waiting: Whether the outbox has rows.
     """
@@ -72,12 +73,24 @@ class Glance:
     log_id: str
     head: int
     oldest: int
+    head_id: Optional[str]
     now: str
     waiting: bool
 
+    @property
+    def cursor(self) -> Cursor:
+        """Behind everything."""
+        return Cursor.at(self.log_id, self.head, self.head_id)
+
 
 def append(
-    where: Any, channel: str, data: Any, *, type: str = "message", id: Optional[str] = None, max_event_bytes: int = 262_144
+    where: Any,
+    channel: str,
+    data: Any,
+    *,
+    type: str = "message",
+    id: Optional[str] = None,
+    max_event_bytes: int = 262_144,
 ) -> str:
     """Adds one event to the transaction that is open on *where*; it exists if and only if that one commits.
 
@@ -115,11 +128,14 @@ class EventLog:
         settings: Retention.
     """
 
+    #: Rows that one batch of a trim deletes.
+    trim_rows = _TRIM_ROWS
+
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        now = literal_column(database.dialect.now_sql)
-        self._glance = select(log.c.log_id, log.c.head, log.c.oldest, now, _WAITING)
+        now: Any = literal_column(database.dialect.now_sql)
+        self._glance = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING)
 
     def glance(self) -> Glance:
         """Whether there is anything to do: one cheap query.
@@ -130,7 +146,7 @@ class EventLog:
         row = self._database.read(lambda connection: connection.execute(self._glance).first())
         if row is None:
             raise SchemaMissing("legacy_poll_log is empty; run: legacy-poll upgrade")
-        return Glance(row[0], row[1], row[2], row[3], row[4] is not None)
+        return Glance(row[0], row[1], row[2], row[3], row[4], row[5] is not None)
 
     def bounds(self) -> Bounds:
         """What the log holds now.
@@ -139,6 +155,15 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         return self._database.read(lambda connection: _bounds(connection, 0)[0])
+
+    def cursor_at(self, position: int) -> Cursor:
+        """The cursor behind *position*, which must be retained, or 0, or the last one trimmed.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        bounds, id_there = self._database.read(lambda connection: _bounds(connection, position))
+        return Cursor.at(bounds.log_id, position, id_there)
 
     def read_after(
         self, cursor: Optional[Cursor], *, channels: Optional[FrozenSet[str]], limit: int, max_bytes: int
@@ -159,7 +184,9 @@ class EventLog:
             CursorUnknown: *cursor* is of another log, or of an earlier life of this one.
             StorageUnavailable: The database failed; the caller may try again.
         """
-        return self._database.read(lambda connection: self._read(connection, cursor, channels, limit, max_bytes))
+        return self._database.read(
+            lambda connection: self._read(connection, cursor, channels, limit, max_bytes)
+        )
 
     def _read(
         self,
@@ -218,14 +245,17 @@ class EventLog:
         """
         oldest = self._database.read(lambda connection: self._first_to_keep(connection, now))
         bounds = self.bounds()
-        if oldest > bounds.oldest:
-            self._database.write(lambda connection: self._advance(connection, bounds.log_id, oldest))
         deleted = 0
-        for _ in range(batches):
-            count = self._database.write(self._delete_some)
-            deleted += count
-            if count < _TRIM_ROWS:
-                break
+        try:
+            if oldest > bounds.oldest:
+                self._database.write(lambda connection: self._advance(connection, bounds.log_id, oldest))
+            for _ in range(batches):
+                count = self._database.write(self._delete_some)
+                deleted += count
+                if count < _TRIM_ROWS:
+                    break
+        except StorageBusy:
+            pass  # others write just now; what is left is trimmed next time
         return deleted
 
     def _first_to_keep(self, connection: Connection, now: str) -> int:
@@ -234,7 +264,9 @@ class EventLog:
         if self._settings.retention_events:
             first = max(first, bounds.head - self._settings.retention_events + 1)
         if self._settings.retention_seconds:
-            first = max(first, self._first_young(connection, bounds, _earlier(now, self._settings.retention_seconds)))
+            first = max(
+                first, self._first_young(connection, bounds, _earlier(now, self._settings.retention_seconds))
+            )
         return first
 
     def _first_young(self, connection: Connection, bounds: Bounds, cutoff: str) -> int:
@@ -253,7 +285,9 @@ class EventLog:
     def _advance(self, connection: Connection, log_id: str, oldest: int) -> None:
         self._database.dialect.begin_move(connection)
         connection.execute(
-            update(log).where(log.c.log_id == log_id, log.c.oldest < oldest, log.c.head >= oldest - 1).values(oldest=oldest)
+            update(log)
+            .where(log.c.log_id == log_id, log.c.oldest < oldest, log.c.head >= oldest - 1)
+            .values(oldest=oldest)
         )
 
     def _delete_some(self, connection: Connection) -> int:
@@ -288,7 +322,9 @@ def _verify(cursor: Cursor, bounds: Bounds, id_there: Optional[str]) -> None:
     if cursor.position + 1 < bounds.oldest:
         raise _expired(cursor, bounds.oldest)
     if cursor.check != check_of(id_there):
-        raise CursorUnknown("cursor %s is of an earlier life of this log: it has another event there" % cursor)
+        raise CursorUnknown(
+            "cursor %s is of an earlier life of this log: it has another event there" % cursor
+        )
 
 
 def _expired(cursor: Cursor, oldest: int) -> CursorExpired:

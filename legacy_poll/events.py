@@ -11,8 +11,8 @@ import json
 import math
 import re
 import uuid
-from dataclasses import dataclass
-from typing import Any, FrozenSet, Iterable, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
 
 from .cursors import Cursor
 from .errors import EventTooLarge, InvalidEvent
@@ -66,11 +66,13 @@ class Batch:
         events: In order; empty when a hold ended without any.
         cursor: Where to go on, also when *events* is empty.
         more: The batch was cut at a limit; the next poll will not wait.
+        rendered: Bytes made of this batch, by wire format: all who share it are sent the same.
     """
 
     events: Tuple[Event, ...]
     cursor: Cursor
     more: bool = False
+    rendered: Dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
 def new_event_id() -> str:
@@ -153,7 +155,7 @@ def check_event_id(value: Optional[str]) -> str:
 
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise EventTooLarge("data", "%d bytes" % size, "at most %d bytes" % max_bytes)
+        raise EventTooLarge(size, max_bytes)
 
 
 def _check_depth(text: str) -> None:

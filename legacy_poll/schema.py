@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import uuid
 from typing import Any, Optional
 
 from sqlalchemy import inspect, text
@@ -16,12 +17,14 @@ from sqlalchemy.engine import Connection, Engine
 from .config import Settings
 from .database import Database
 from .errors import ConfigError, SchemaError, SchemaMissing
+from .tables import log
 
-__all__ = ["upgrade", "check", "migrations", "VERSION_TABLE", "REVISION"]
+__all__ = ["upgrade", "check", "new_log", "migrations", "VERSION_TABLE", "REVISION"]
 
 #: The newest revision in the migrations.
 REVISION = "1_0001"
 VERSION_TABLE = "legacy_poll_version"
+_UPGRADE_WAIT_SECONDS = 60
 
 
 def migrations() -> str:
@@ -52,7 +55,7 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
         SchemaError: The schema is newer than this code, and of another line.
         StorageUnavailable: The database failed.
     """
-    database = Database(engine, Settings())
+    database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
         return database.write(lambda connection: _upgrade(database, connection, revision))
     finally:
@@ -74,6 +77,26 @@ def _upgrade(database: Database, connection: Connection, revision: str) -> Optio
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
     return before
+
+
+def new_log(engine: Engine) -> str:
+    """Gives the log another identity: every cursor given out so far answers ``cursor_unknown``.
+
+    The operator's step after a backup was restored or a lagging replica took over.
+
+    Returns:
+        The new log id.
+
+    Raises:
+        StorageUnavailable: The database failed.
+    """
+    log_id = str(uuid.uuid4())
+    database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
+    try:
+        database.write(lambda connection: connection.execute(log.update().values(log_id=log_id)))
+    finally:
+        database.close()
+    return log_id
 
 
 def check(database: Database) -> Optional[str]:
@@ -98,9 +121,12 @@ def check(database: Database) -> Optional[str]:
             % (version, REVISION)
         )
     if version > REVISION:
-        return "the tables of legacy_poll are at version %s, newer than this code's %s: upgrade the package soon" % (
-            version,
-            REVISION,
+        return (
+            "the tables of legacy_poll are at version %s, newer than this code's %s: upgrade the package soon"
+            % (
+                version,
+                REVISION,
+            )
         )
     return None
 
@@ -121,4 +147,3 @@ def _other_line(version: str) -> str:
         "the tables of legacy_poll are at version %s and this code works with line %s only; install the package that "
         "made them" % (version, REVISION.split("_")[0])
     )
-

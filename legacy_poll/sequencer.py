@@ -17,14 +17,14 @@ transaction); a transaction that stays open (its rows are not seen, and nobody w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from sqlalchemy import bindparam, case, insert, literal_column, null, select, update
 from sqlalchemy.engine import Connection
 
 from .config import Settings
 from .database import Database
-from .errors import EventTooLarge, InvalidEvent
+from .errors import EventTooLarge, InvalidEvent, StorageBusy
 from .eventlog import Glance
 from .events import DEFAULT_TYPE, Event, check_data, check_event_id, check_name
 from .tables import event, log, outbox, set_aside
@@ -91,7 +91,7 @@ class Sequencer:
         self._most = settings.move_rows
         self._rows = settings.move_rows
         self._max_bytes = settings.max_event_bytes
-        size = literal_column(self._dialect.size_sql)
+        size: Any = literal_column(self._dialect.size_sql)
         # What is too large is set aside by the database itself, without coming here.
         data = case((size <= self._max_bytes, outbox.c.data), else_=null())
         self._look = (
@@ -117,11 +117,13 @@ class Sequencer:
             return Moved()
         more = len(rows) >= self._rows
         fetched = sum(row[5] or 0 for row in rows if row[4] is not None)
-        self._rows = max(1, min(self._most, len(rows) * _AIM_BYTES // fetched if fetched > _AIM_BYTES else self._most))
+        self._rows = max(
+            1, min(self._most, len(rows) * _AIM_BYTES // fetched if fetched > _AIM_BYTES else self._most)
+        )
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
         try:
             self._database.write(lambda connection: self._commit(connection, judged, glance.head))
-        except _Busy:
+        except (_Busy, StorageBusy):
             return Moved(busy=True)
         return Moved(tuple(judged.fit), tuple(judged.unfit), judged.duplicates, more=more)
 
@@ -134,7 +136,7 @@ class Sequencer:
 
     def _judge(self, connection: Connection, rows: List[Any], glance: Glance) -> _Judged:
         given = sorted({row[1] for row in rows if row[1] is not None and len(row[1]) <= 100})
-        known = set()
+        known: Set[str] = set()
         for start in range(0, len(given), 500):
             query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
             known.update(found[0] for found in connection.execute(query))
@@ -156,7 +158,7 @@ class Sequencer:
     def _event(self, row: Any, position: int, now: str) -> Event:
         _, event_id, channel, type_, data, size = row
         if data is None and size is not None:
-            raise EventTooLarge("data", "%d bytes" % size, "at most %d bytes" % self._max_bytes)
+            raise EventTooLarge(size, self._max_bytes)
         return Event(
             position,
             check_event_id(event_id),

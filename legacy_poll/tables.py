@@ -28,7 +28,7 @@ _TIME = (
     .with_variant(mysql.TIMESTAMP(fsp=6), "mariadb")
     .with_variant(Text(), "sqlite")
 )
-_OPTIONS = {
+_OPTIONS: Any = {
     "mysql_engine": "InnoDB",
     "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",

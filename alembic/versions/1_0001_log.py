@@ -9,9 +9,8 @@ Revision ID: 1_0001
 import uuid
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
-
 from alembic import context, op
+from sqlalchemy.dialects import mysql
 
 revision = "1_0001"
 down_revision = None
@@ -39,7 +38,10 @@ NOW = {
 }
 
 # {name}: a text that may name a channel, a type or an id; 200 or 100 characters at most.
-NAME = "({0} IS NOT NULL AND typeof({0}) = 'text' AND length({0}) BETWEEN 1 AND {1} AND {0} NOT GLOB '*[^A-Za-z0-9_.:/@~+=-]*')"
+NAME = (
+    "({0} IS NOT NULL AND typeof({0}) = 'text' AND length({0}) BETWEEN 1 AND {1}"
+    " AND {0} NOT GLOB '*[^A-Za-z0-9_.:/@~+=-]*')"
+)
 
 TRIGGER = """
 CREATE TRIGGER legacy_poll_sequence AFTER INSERT ON legacy_poll_outbox

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 from sqlalchemy import bindparam, delete, insert, select, text
 from sqlalchemy.engine import Connection, Engine
 
-from ..errors import SchemaMissing, StorageUnavailable
+from ..errors import SchemaMissing, StorageBusy, StorageUnavailable
 from ..tables import event, log, outbox
 
 __all__ = ["Dialect", "MOVE_SECONDS"]
@@ -43,9 +43,9 @@ class Dialect:
         """Whether the driver's calls stop every greenlet of a process that gevent patched."""
         return True
 
-    def on_connect(self, connection: Any, *, write: bool) -> None:
+    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
         """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
-        level = "READ COMMITTED" if write else "AUTOCOMMIT"
+        level: Any = "READ COMMITTED" if write else "AUTOCOMMIT"
         self.engine.dialect.set_isolation_level(connection, level)
 
     def on_begin(self, connection: Connection) -> None:
@@ -103,6 +103,10 @@ class Dialect:
         """Whether *error*, a SQLAlchemy error, says that a table does not exist."""
         return False
 
+    def is_busy(self, error: Exception) -> bool:
+        """Whether *error* says that a lock was not to be had in time."""
+        return False
+
     def advice(self, error: Exception) -> str:
         """What the operator can do about *error*, when we know."""
         return ""
@@ -115,7 +119,8 @@ class Dialect:
         first = (str(cause).strip().splitlines() or [""])[0]
         message = "%s: %s" % (type(cause).__name__, first)
         advice = self.advice(error)
-        return StorageUnavailable(message + (" (%s)" % advice if advice else ""))
+        family = StorageBusy if self.is_busy(error) else StorageUnavailable
+        return family(message + (" (%s)" % advice if advice else ""))
 
     def scalar(self, connection: Connection, sql: str, **parameters: Any) -> Any:
         """The one value of *sql*."""

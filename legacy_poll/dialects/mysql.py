@@ -38,8 +38,8 @@ class MySQL(Dialect):
     def driver_blocks(self) -> bool:
         return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
 
-    def on_connect(self, connection: Any, *, write: bool) -> None:
-        super().on_connect(connection, write=write)
+    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
+        super().on_connect(connection, write=write, wait=wait)
         if not write:
             return
         cursor = connection.cursor()
@@ -48,7 +48,10 @@ class MySQL(Dialect):
             # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL has no
             # setting for idle transactions, only for idle connections.
             idle = "idle_transaction_timeout" if "mariadb" in cursor.fetchone()[0].lower() else "wait_timeout"
-            cursor.execute("SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d" % (idle, MOVE_SECONDS, MOVE_SECONDS))
+            cursor.execute(
+                "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d"
+                % (idle, MOVE_SECONDS, MOVE_SECONDS)
+            )
         finally:
             cursor.close()
 

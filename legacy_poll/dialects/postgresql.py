@@ -44,11 +44,13 @@ class PostgreSQL(Dialect):
             # Chosen when psycopg is imported: the C wait does not switch greenlets, the Python ones do.
             from psycopg import waiting
 
-            return "_psycopg" in str(getattr(waiting.wait, "__module__", "")) or "wait_c" in repr(waiting.wait)
+            return "_psycopg" in str(getattr(waiting.wait, "__module__", "")) or "wait_c" in repr(
+                waiting.wait
+            )
         return driver not in ("pg8000",)
 
-    def on_connect(self, connection: Any, *, write: bool) -> None:
-        super().on_connect(connection, write=write)
+    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
+        super().on_connect(connection, write=write, wait=wait)
         if hasattr(connection, "prepare_threshold"):
             connection.prepare_threshold = None
 

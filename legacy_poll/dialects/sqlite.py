@@ -21,6 +21,9 @@ from .base import MOVE_SECONDS, Dialect
 __all__ = ["SQLite"]
 
 
+_WRITE_WAIT_SECONDS = 0.02
+
+
 def _text_of(raw: bytes) -> str:
     # Bytes that are not UTF-8 must not stop the rows behind them: they read as U+FFFD.
     return raw.decode("utf-8", "replace")
@@ -36,13 +39,15 @@ class SQLite(Dialect):
         if not url.database or url.database == ":memory:" or "mode=memory" in str(url):
             raise ConfigError(
                 "the database is %s: an SQLite database in memory belongs to one connection, and we need our own; "
-                "use a file, such as sqlite:////var/lib/app/app.db" % url
+                "use a file, such as sqlite:////var/lib/app/app.db" % str(url)
             )
 
-    def on_connect(self, connection: Any, *, write: bool) -> None:
+    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
         connection.isolation_level = None  # no BEGIN by the driver: ours is IMMEDIATE, see on_begin
         connection.text_factory = _text_of
-        connection.execute("PRAGMA busy_timeout = %d" % (MOVE_SECONDS * 1000))
+        # By default a write that cannot begin at once is tried at a later tick: to wait would make the reads late.
+        seconds = MOVE_SECONDS if not write else _WRITE_WAIT_SECONDS if wait is None else wait
+        connection.execute("PRAGMA busy_timeout = %d" % (1000 * seconds))
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             # Remembered in the file. Refused while others use it; then things work, only slower, until the next try.
             with contextlib.suppress(sqlite3.OperationalError):
@@ -58,7 +63,9 @@ class SQLite(Dialect):
 
     def prepare(self, connection: Connection, *, max_event_bytes: int) -> None:
         connection.execute(
-            text("INSERT OR REPLACE INTO legacy_poll_setting (name, value) VALUES ('max_event_bytes', :value)"),
+            text(
+                "INSERT OR REPLACE INTO legacy_poll_setting (name, value) VALUES ('max_event_bytes', :value)"
+            ),
             {"value": max_event_bytes},
         )
 
@@ -72,6 +79,9 @@ class SQLite(Dialect):
     @contextlib.contextmanager
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
         yield  # BEGIN IMMEDIATE already keeps the others out
+
+    def is_busy(self, error: Exception) -> bool:
+        return "database is locked" in str(getattr(error, "orig", ""))
 
     def is_missing_table(self, error: Exception) -> bool:
         return "no such table: legacy_poll" in str(getattr(error, "orig", ""))

@@ -1,0 +1,307 @@
+"""``LegacyPoll``: how a Flask application meets all of this."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Union
+
+from flask import Blueprint, Flask, current_app, has_app_context, has_request_context, request
+from sqlalchemy import create_engine, select
+from sqlalchemy.engine import Engine
+
+from . import schema
+from .config import PREFIX, Settings
+from .errors import ConfigError, StorageBusy, StorageUnavailable, Unauthorized
+from .eventlog import append
+from .events import DEFAULT_CHANNEL, check_channels
+from .runtime import Runtime
+from .tables import event
+from .tokens import Tokens
+from .views import make_blueprint
+from .wakeups import LocalWakeup
+
+__all__ = ["LegacyPoll"]
+
+Authorize = Callable[[FrozenSet[str]], Iterable[str]]
+
+
+class LegacyPoll:
+    """Long polling for a Flask application.
+
+    Args:
+        app: The application; or call :meth:`init_app` later.
+        engine: Where the tables are; or
+        url: an SQLAlchemy URL; or
+        db: a Flask-SQLAlchemy object. By default ``LEGACY_POLL_DATABASE_URL`` of ``app.config``, else the
+            application's Flask-SQLAlchemy.
+        authorize: Called with the channels of a poll, inside its request context; returns those that may be read,
+            or aborts.
+        public: Whether anybody may read every channel. Exactly one of *authorize* and *public* is needed to serve.
+        channels: What a poll reads that names no channel: an iterable, or a function called inside its request
+            context. By default the channel ``default``.
+        name: Of the blueprint; another one for a second log in the same application.
+
+    Settings come from the keys ``LEGACY_POLL_...`` of ``app.config``.
+    """
+
+    def __init__(
+        self,
+        app: Optional[Flask] = None,
+        *,
+        engine: Optional[Engine] = None,
+        url: Optional[str] = None,
+        db: Any = None,
+        authorize: Optional[Authorize] = None,
+        public: bool = False,
+        channels: Union[Iterable[str], Callable[[], Iterable[str]], None] = None,
+        name: str = "legacy_poll",
+    ) -> None:
+        if sum(each is not None for each in (engine, url, db)) > 1:
+            raise ConfigError("LegacyPoll takes one of engine=, url= and db=")
+        if authorize is not None and public:
+            raise ConfigError("LegacyPoll takes authorize= or public=True, not both")
+        self._engine = engine
+        self._url = url
+        self._db = db
+        self._authorize = authorize
+        self._public = public
+        self._channels = channels
+        self._name = name
+        self._app: Optional[Flask] = None
+        self._blueprint: Optional[Blueprint] = None
+        self._wakeup = LocalWakeup(self._wake)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Joins *app*: its settings are read and checked now, its database is not touched.
+
+        Raises:
+            ConfigError: An unknown or bad setting, or no database to be found.
+        """
+        state = _State(app, self, Settings.from_mapping(app.config))
+        app.extensions.setdefault("legacy_poll", {})[self._name] = state
+        self._app = app
+        if self._engine is not None:
+            self._wakeup.watch(self._engine)
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The routes, to be registered under a prefix of the application's choice.
+
+        Raises:
+            ConfigError: Neither ``authorize=`` nor ``public=True`` was given.
+        """
+        if self._authorize is None and not self._public:
+            raise ConfigError(
+                "who may read what? Give LegacyPoll authorize=, a function from the channels asked for to those "
+                "allowed, or public=True if anybody may read everything"
+            )
+        if self._blueprint is None:
+            self._blueprint = make_blueprint(self, self._name)
+        return self._blueprint
+
+    def publish(
+        self,
+        where: Any,
+        channel: str = DEFAULT_CHANNEL,
+        data: Any = None,
+        *,
+        type: str = "message",
+        id: Optional[str] = None,
+    ) -> str:
+        """Adds an event to the transaction that is open on *where*: it exists if and only if that one commits.
+
+        Args:
+            where: A Session, a scoped session, Flask-SQLAlchemy's ``db.session``, or a Connection.
+            channel: 1 to 200 characters of ``A-Z a-z 0-9 _ . : / @ ~ + = -``.
+            data: Any JSON value, at most ``LEGACY_POLL_MAX_EVENT_BYTES`` as text.
+            type: What happened, such as ``order.created``; like a channel's name.
+            id: The client's key for deduplication, at most 100 characters like a channel's; by default a new UUID.
+                An id that the log already retains is not delivered again.
+
+        Returns:
+            The event's id.
+
+        Raises:
+            InvalidEvent: A name or the data breaks its rule; nothing was added.
+            EventTooLarge: *data* is too large; nothing was added.
+        """
+        event_id = append(
+            where, channel, data, type=type, id=id, max_event_bytes=self._state.settings.max_event_bytes
+        )
+        self._wakeup.published(where)
+        return event_id
+
+    def cursor(self) -> str:
+        """The cursor behind everything committed and sequenced so far, for a page to start from.
+
+        Read it *before* the page's own data: an event between the two is then delivered, not lost.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        return str(self.runtime.catchup.head())
+
+    def upgrade(self) -> None:
+        """Creates the tables, or brings them to this version; nothing to do is no error.
+
+        Raises:
+            SchemaError: The tables are newer than this code, and not made for it.
+            StorageUnavailable: The database failed.
+        """
+        schema.upgrade(self._state.engine())
+
+    def token(
+        self, channels: Iterable[str], *, expires_seconds: float = 3600, subject: Optional[str] = None
+    ) -> str:
+        """A channel token: who has it may read *channels* until it expires.
+
+        Raises:
+            ConfigError: ``LEGACY_POLL_SECRET_KEY`` is not set.
+            InvalidEvent: A bad channel name.
+        """
+        return self._state.tokens().make(channels, expires_seconds=expires_seconds, subject=subject)
+
+    @property
+    def settings(self) -> Settings:
+        """Of the current application."""
+        return self._state.settings
+
+    @property
+    def runtime(self) -> Runtime:
+        """What serves the current application's log in this process; made at first use, never before a fork."""
+        return self._state.runtime()
+
+    # What the views ask of the application.
+
+    def channels_for_request(self) -> FrozenSet[str]:
+        """The channels of a poll that names none."""
+        named: Any = self._channels() if callable(self._channels) else self._channels
+        return frozenset((DEFAULT_CHANNEL,)) if named is None else check_channels(named)
+
+    def allowed(self, channels: FrozenSet[str], token: Optional[str]) -> FrozenSet[str]:
+        """Which of *channels* the request may read."""
+        if self._authorize is None:
+            return channels
+        allowed = self._authorize(channels)
+        if allowed is None or isinstance(allowed, (str, bool)):
+            raise TypeError(
+                "authorize returned %r: it must return the channels that may be read, or abort" % (allowed,)
+            )
+        return frozenset(allowed)
+
+    def allowed_by_token(self, channels: FrozenSet[str]) -> Iterable[str]:
+        """An ``authorize`` for readers with a channel token."""
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        text = request.args.get("token") or (bearer.strip() if scheme.lower() == "bearer" else None)
+        return self._state.tokens().read(text).channels & channels
+
+    def check_publish_token(self, token: Optional[str]) -> None:
+        """Raises Unauthorized unless *token* is the one that the settings name."""
+        expected = self.settings.publish_token.encode("utf-8")
+        if token is None or not hmac.compare_digest(token.encode("utf-8", "replace"), expected):
+            raise Unauthorized("a valid publish token is needed: Authorization: Bearer ...")
+
+    def client_of(self, request: Any) -> str:
+        """Who the limits count a request for: the peer's address."""
+        return request.remote_addr or "unknown"
+
+    def publish_rows(self, rows: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """Publishes *rows* in one transaction of our own: all of them, or none.
+
+        Returns:
+            For each its id, and whether the log, or an earlier row, has it already.
+        """
+        runtime, most = self.runtime, self.settings.max_event_bytes
+
+        def work(connection: Any) -> List[Dict[str, Any]]:
+            given = [row["id"] for row in rows if row["id"] is not None]
+            ids = [
+                append(
+                    connection,
+                    row["channel"],
+                    row["data"],
+                    type=row["type"],
+                    id=row["id"],
+                    max_event_bytes=most,
+                )
+                for row in rows
+            ]
+            known = (
+                set(connection.execute(select(event.c.id).where(event.c.id.in_(given))).scalars())
+                if given
+                else set()
+            )
+            return [{"id": each, "duplicate": each in known} for each in ids]
+
+        try:
+            published = runtime.patient.write(work)
+        except StorageBusy as error:
+            raise StorageUnavailable("another transaction writes: %s" % error) from error
+        runtime.publisher.wake()
+        return published
+
+    def _wake(self) -> None:
+        for state in self._states():
+            state.wake()
+
+    def _states(self) -> "List[_State]":
+        app = self._app
+        return [] if app is None else [app.extensions["legacy_poll"][self._name]]
+
+    @property
+    def _state(self) -> "_State":
+        app = current_app if has_app_context() else self._app
+        state = app.extensions.get("legacy_poll", {}).get(self._name) if app is not None else None
+        if state is None and self._app is not None and not has_request_context():
+            state = self._app.extensions["legacy_poll"][self._name]
+        if state is None:
+            raise ConfigError("this LegacyPoll has no application: call init_app(app) first")
+        return state
+
+
+class _State:
+    """What one LegacyPoll keeps for one application."""
+
+    def __init__(self, app: Flask, poll: LegacyPoll, settings: Settings) -> None:
+        self.settings = settings
+        self._app = app
+        self._poll = poll
+        self._engine: Optional[Engine] = poll._engine
+        self._runtime: Optional[Runtime] = None
+
+    def engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._find_engine()
+            self._poll._wakeup.watch(self._engine)
+        return self._engine
+
+    def runtime(self) -> Runtime:
+        if self._runtime is None or self._runtime.pid != os.getpid():
+            self._runtime = Runtime(self.engine(), self.settings)
+        return self._runtime
+
+    def wake(self) -> None:
+        if self._runtime is not None and self._runtime.pid == os.getpid():
+            self._runtime.publisher.wake()
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.settings.secret_key or self._app.secret_key or "")  # type: ignore[arg-type]
+
+    def _find_engine(self) -> Engine:
+        url = self._poll._url or self._app.config.get(PREFIX + "DATABASE_URL")
+        if url is not None and self._poll._db is None:
+            return create_engine(url)
+        db = self._poll._db
+        if db is None:
+            db = self._app.extensions.get("sqlalchemy")
+            db = getattr(db, "db", db)  # Flask-SQLAlchemy 2 keeps a state object there
+        if db is None:
+            raise ConfigError(
+                "no database: give LegacyPoll engine=, url= or db=, or set LEGACY_POLL_DATABASE_URL, or use "
+                "Flask-SQLAlchemy"
+            )
+        with self._app.app_context():
+            return db.engine

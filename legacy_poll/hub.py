@@ -1,0 +1,300 @@
+"""Groups of waiting polls, and the recent end of the log in memory.
+
+All polls that wait on the same channels have seen the same events of these channels (else they would have been
+answered), however long ago they asked: they form one group, with one ``gevent.event.Event``, and get the same batch.
+A poll whose cursor is ahead of this worker, because another worker was faster, gets a group of its own kind, which
+only events behind that cursor end.
+
+Rules. Nothing here waits, and nothing here touches a database: every method is one step under one lock, so that a
+join and a delivery cannot pass each other. A cursor that cannot be vouched for from memory is never refused here;
+the caller asks the log.
+
+Interleavings guarded against: an event between a poll's look and its wait (both happen in :meth:`Hub.join`); an event
+at the moment of a timeout (:meth:`Hub.leave` returns it if the group was reached first); a worker that is behind
+(its answers never carry a cursor below the request's).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Deque, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+
+import gevent.event
+
+from .cursors import Cursor, check_of
+from .events import Batch, Event
+
+__all__ = ["Hub", "Group", "cut"]
+
+Channels = FrozenSet[str]
+#: Bytes that an event costs beside its data, roughly.
+_EVENT_BYTES = 400
+#: Answers from the tail kept for those who come with the same question before the next event.
+_MEMO = 1000
+
+
+class Group:
+    """Polls that wait for the same thing.
+
+    Attributes:
+        channels: What they wait on.
+        ahead: The cursor that they share when it is ahead of this worker; None for those that have seen what the
+            worker has.
+        event: Set when there is something to look at.
+        waiting: How many polls.
+    """
+
+    __slots__ = ("channels", "ahead", "event", "waiting", "events", "cursor", "ended", "batches")
+
+    def __init__(self, channels: Channels, ahead: Optional[Cursor]) -> None:
+        self.channels = channels
+        self.ahead = ahead
+        self.event = gevent.event.Event()
+        self.waiting = 0
+        self.events: Optional[Tuple[Event, ...]] = None
+        self.cursor: Optional[Cursor] = None
+        self.ended = False
+        self.batches: Dict[int, Batch] = {}
+
+
+class Hub:
+    """The groups and the tail of one worker.
+
+    Args:
+        tail_events: Most events to remember.
+        tail_bytes: Most bytes of data to remember, roughly.
+        max_bytes: Most bytes of data in one answer.
+    """
+
+    def __init__(self, *, tail_events: int, tail_bytes: int, max_bytes: int) -> None:
+        self._tail_events = tail_events
+        self._tail_bytes = tail_bytes
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._cursor: Optional[Cursor] = None
+        self._floor: Optional[Cursor] = None
+        self._tail: Deque[Event] = deque()
+        self._bytes = 0
+        self._by_channel: Dict[str, Deque[Event]] = {}
+        self._groups: Dict[Tuple[Channels, Optional[Cursor]], Group] = {}
+        self._groups_on: Dict[str, Dict[Group, None]] = {}
+        self._memo: Dict[Tuple[Channels, int, int], Batch] = {}
+        self.held = 0
+
+    @property
+    def cursor(self) -> Optional[Cursor]:
+        """Behind the last event delivered; None before :meth:`prime`."""
+        return self._cursor
+
+    @property
+    def groups(self) -> int:
+        """How many groups wait."""
+        return len(self._groups)
+
+    @property
+    def remembered(self) -> int:
+        """How many events are in memory."""
+        return len(self._tail)
+
+    def prime(self, cursor: Cursor) -> None:
+        """Starts afresh behind *cursor*, with nothing in memory; everybody who waits looks again."""
+        with self._lock:
+            self._cursor = self._floor = cursor
+            self._tail.clear()
+            self._by_channel.clear()
+            self._memo.clear()
+            self._bytes = 0
+            ended = self._end_all()
+        _wake(ended)
+
+    def look_again(self) -> None:
+        """Ends every wait without an answer: each poll looks where it stands, and may wait again."""
+        with self._lock:
+            ended = self._end_all()
+        _wake(ended)
+
+    def deliver(self, events: Sequence[Event], cursor: Cursor) -> None:
+        """Takes in *events*, which follow what was delivered before without a gap, and answers who waits for them.
+
+        Args:
+            events: In order; may be empty.
+            cursor: Behind the last of them.
+        """
+        with self._lock:
+            reached: Dict[Group, List[Event]] = {}
+            for event in events:
+                self._remember(event)
+                for group in self._groups_on.get(event.channel, ()):
+                    if group.ahead is None or event.position > group.ahead.position:
+                        reached.setdefault(group, []).append(event)
+            self._forget_oldest()
+            self._memo.clear()
+            self._cursor = cursor
+            for group, theirs in reached.items():
+                group.events = tuple(theirs)
+                group.cursor = cursor
+                self._remove(group)
+        _wake(reached)
+
+    def join(
+        self, channels: Channels, cursor: Cursor, *, limit: int, verified: bool = False
+    ) -> Union[Batch, Group, None]:
+        """Looks and, when there is nothing to see, waits, in one step.
+
+        Args:
+            channels: Names, already authorised.
+            cursor: Where the poll stands.
+            limit: Most events in the answer.
+            verified: The log itself has just vouched for *cursor*.
+
+        Returns:
+            A Batch when events are in memory; a Group to wait on, and to :meth:`leave`; None when only the log can
+            tell.
+        """
+        with self._lock:
+            ahead: Optional[Cursor] = None
+            if not self._knows(cursor):
+                if not verified or not self._is_ahead(cursor):
+                    return None
+                ahead = cursor
+            else:
+                batch = self._after(channels, cursor.position, limit)
+                if batch is not None:
+                    return batch
+            key = (channels, ahead)
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = Group(channels, ahead)
+                for channel in channels:
+                    self._groups_on.setdefault(channel, {})[group] = None
+            group.waiting += 1
+            self.held += 1
+            return group
+
+    def leave(self, group: Group, cursor: Cursor, *, limit: int) -> Optional[Batch]:
+        """Ends one poll's wait, whatever its reason.
+
+        Args:
+            group: From :meth:`join`.
+            cursor: The poll's, as it joined.
+            limit: Most events in the answer.
+
+        Returns:
+            The group's events, if it was reached; else an empty Batch whose cursor is what has been looked at by
+            this moment; None when the poll must look again.
+        """
+        with self._lock:
+            group.waiting -= 1
+            self.held -= 1
+            if group.events is not None and group.cursor is not None:
+                batch = group.batches.get(limit)
+                if batch is None:
+                    batch = group.batches[limit] = cut(group.events, group.cursor, limit, self._max_bytes)
+                return batch
+            if group.ended:
+                return None
+            if group.waiting == 0:
+                self._remove(group)
+            # Nothing on these channels was delivered since they joined, so all that was delivered has been looked at;
+            # but who is ahead of this worker may only move on when the worker has passed the same event.
+            if self._cursor is not None and self._knows(cursor):
+                return Batch((), self._cursor)
+            return Batch((), cursor)
+
+    def _knows(self, cursor: Cursor) -> bool:
+        """Whether memory can vouch for *cursor* and has all that came after it."""
+        if self._cursor is None or self._floor is None or cursor.log != self._cursor.log:
+            return False
+        if not self._floor.position <= cursor.position <= self._cursor.position:
+            return False
+        if cursor.position == self._cursor.position:
+            return cursor.check == self._cursor.check
+        if cursor.position == self._floor.position:
+            return cursor.check == self._floor.check
+        there = self._tail[cursor.position - self._tail[0].position]
+        return cursor.check == check_of(there.id)
+
+    def _is_ahead(self, cursor: Cursor) -> bool:
+        """Whether a cursor that memory cannot vouch for, but the log did, may wait here."""
+        if self._cursor is None or self._floor is None:
+            return True
+        # Below the floor more may have happened than the log said; otherwise this worker is behind, or is about to
+        # find out that the log was replaced, and then everybody looks again.
+        return cursor.log != self._cursor.log or cursor.position >= self._floor.position
+
+    def _after(self, channels: Channels, position: int, limit: int) -> Optional[Batch]:
+        assert self._cursor is not None
+        key = (channels, position, limit)
+        batch = self._memo.get(key)
+        if batch is not None:
+            return batch
+        found: List[Event] = []
+        for channel in channels:
+            for event in reversed(self._by_channel.get(channel, ())):
+                if event.position <= position:
+                    break
+                found.append(event)
+        if not found:
+            return None
+        found.sort(key=lambda event: event.position)
+        if len(self._memo) >= _MEMO:
+            self._memo.clear()
+        batch = self._memo[key] = cut(found, self._cursor, limit, self._max_bytes)
+        return batch
+
+    def _remember(self, event: Event) -> None:
+        self._tail.append(event)
+        self._bytes += len(event.data) + _EVENT_BYTES
+        self._by_channel.setdefault(event.channel, deque()).append(event)
+
+    def _forget_oldest(self) -> None:
+        assert self._floor is not None
+        while len(self._tail) > self._tail_events or (self._bytes > self._tail_bytes and self._tail):
+            oldest = self._tail.popleft()
+            self._bytes -= len(oldest.data) + _EVENT_BYTES
+            on_channel = self._by_channel[oldest.channel]
+            on_channel.popleft()
+            if not on_channel:
+                del self._by_channel[oldest.channel]
+            self._floor = self._floor.after(oldest.position, oldest.id)
+
+    def _remove(self, group: Group) -> None:
+        if self._groups.pop((group.channels, group.ahead), None) is None:
+            return
+        for channel in group.channels:
+            on_channel = self._groups_on[channel]
+            on_channel.pop(group, None)
+            if not on_channel:
+                del self._groups_on[channel]
+
+    def _end_all(self) -> List[Group]:
+        ended = list(self._groups.values())
+        for group in ended:
+            group.ended = True
+        self._groups.clear()
+        self._groups_on.clear()
+        return ended
+
+
+def cut(events: Sequence[Event], cursor: Cursor, limit: int, max_bytes: int) -> Batch:
+    """As many of *events* as fit into one answer, at least one, as a Batch.
+
+    Args:
+        events: In order, at least one.
+        cursor: Behind all that has been looked at; the batch's, if nothing is cut off.
+        limit: Most events.
+        max_bytes: Most bytes of data.
+    """
+    total = 0
+    for count, event in enumerate(events):
+        total += len(event.data)
+        if count and (count >= limit or total > max_bytes):
+            last = events[count - 1]
+            return Batch(tuple(events[:count]), cursor.after(last.position, last.id), True)
+    return Batch(tuple(events), cursor)
+
+
+def _wake(groups: "Union[Dict[Group, List[Event]], List[Group]]") -> None:
+    for group in groups:
+        group.event.set()

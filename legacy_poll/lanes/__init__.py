@@ -1,0 +1,7 @@
+"""Lanes: how a poll's request waits. The standard lane works on every WSGI server."""
+
+from __future__ import annotations
+
+from .standard import HeldResponse
+
+__all__ = ["HeldResponse"]

@@ -1,0 +1,259 @@
+"""One loop per worker: look, sequence, read, deliver, trim, and look again.
+
+Rules. A tick does one step and says how long to pause; :meth:`Publisher.run` only repeats it. A tick's cost does not
+depend on the number of clients. The position moves when ``hub.deliver`` has returned, and not before. Whatever the
+database does, the loop goes on: it backs off with jitter, says so once, and says once that it is over.
+
+Interleavings guarded against: the log replaced or cut back under a running worker (its id, or the id of the event at
+our position, is another: the hub starts afresh, and everybody who waits looks again); events trimmed before this
+worker read them, because it was stopped for long; a hint that comes before its commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from typing import Callable, List, Optional
+
+from .config import Settings
+from .cursors import Cursor
+from .errors import LegacyPollError, SchemaError, StorageUnavailable
+from .eventlog import EventLog, Glance
+from .events import Event
+from .hub import Hub
+from .sequencer import Moved, Sequencer
+
+__all__ = ["Publisher"]
+
+logger = logging.getLogger("legacy_poll")
+
+#: After a hint: it may come before its commit, so look several times. Seconds between the looks.
+_AFTER_HINT = (0.0, 0.001, 0.004, 0.015)
+#: While events flow, look this often, seconds; doubled at every look without any, up to the interval.
+_BUSY_SECONDS = 0.005
+_READ_EVENTS = 1000
+_READ_BYTES = 8 * 1024 * 1024
+_FIRST_BACKOFF_SECONDS = 0.1
+_LAST_BACKOFF_SECONDS = 2.0
+#: A lock on the log held for longer than this is named in the log, seconds.
+_LOCK_PATIENCE_SECONDS = 1.0
+
+
+class Publisher:
+    """Feeds a hub from a log.
+
+    Args:
+        log: The event log.
+        sequencer: For the same database.
+        hub: Who is told.
+        settings: Intervals.
+        check: Looks at the schema once; raises or returns a warning.
+        clock: Seconds, monotonic.
+        jitter: A number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        sequencer: Sequencer,
+        hub: Hub,
+        settings: Settings,
+        *,
+        check: Callable[[], Optional[str]],
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._log = log
+        self._sequencer = sequencer
+        self._hub = hub
+        self._settings = settings
+        self._check = check
+        self._clock = clock
+        self._jitter = jitter
+        self._stopped = threading.Event()
+        self._woken = threading.Event()
+        self._looks: List[float] = []
+        self._quiet_seconds = settings.poll_interval_seconds
+        self._checked = False
+        self._failures = 0
+        self._thread: Optional[threading.Thread] = None
+        self._trim_at = clock() + settings.trim_interval_seconds * jitter()
+        self._busy_since: Optional[float] = None
+        self._busy_head = -1
+        self._busy_named = False
+        #: Why the last tick failed; None when it did not.
+        self.failure: Optional[LegacyPollError] = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the last tick worked, and the hub has a position."""
+        return self.failure is None and self._hub.cursor is not None
+
+    def start(self) -> None:
+        """Starts the loop: a greenlet where gevent patched threading, else a thread of its own."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self.run, name="legacy_poll publisher", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the loop after the tick under way."""
+        self._stopped.set()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """A hint: something may have been committed, or is about to be."""
+        self._looks = list(_AFTER_HINT)
+        self._woken.set()
+
+    def run(self) -> None:
+        """Ticks until stopped."""
+        while not self._stopped.is_set():
+            self._woken.wait(self.step())
+            self._woken.clear()
+
+    def step(self) -> float:
+        """One tick, whatever becomes of it.
+
+        Returns:
+            Seconds to pause before the next, if no hint comes.
+        """
+        try:
+            found = self.tick()
+        except SchemaError as error:
+            return self._failed(error)
+        except StorageUnavailable as error:
+            return self._failed(error)
+        except Exception as error:  # a fault of ours must not end the only loop; it is logged whole
+            logger.exception("legacy_poll: a tick failed")
+            return self._failed(StorageUnavailable("internal error: %s" % error))
+        if self.failure is not None:
+            logger.warning("legacy_poll: the database works again")
+            self.failure = None
+        self._failures = 0
+        return self._pause(found)
+
+    def tick(self) -> bool:
+        """Looks once, and does what there is to do.
+
+        Returns:
+            Whether there was anything.
+
+        Raises:
+            StorageUnavailable: The database failed; nothing was lost, the next tick goes on from the same place.
+            SchemaError: The tables are not for this code.
+        """
+        if not self._checked:
+            warning = self._check()
+            if warning:
+                logger.warning("legacy_poll: %s", warning)
+            self._checked = True
+        glance = self._log.glance()
+        if self._is_other_log(glance):
+            self._prime(glance)
+        moved = Moved()
+        if glance.waiting:
+            moved = self._move(glance)
+        else:
+            self._busy_since = None
+        found = self._deliver(glance, moved)
+        if self._clock() >= self._trim_at:
+            self._trim(glance)
+        return found or moved.more
+
+    def _is_other_log(self, glance: Glance) -> bool:
+        ours, theirs = self._hub.cursor, glance.cursor
+        if ours is None or ours.log != theirs.log or ours.position > theirs.position:
+            return True
+        return ours.position == theirs.position and ours.check != theirs.check
+
+    def _prime(self, glance: Glance) -> None:
+        start = max(glance.oldest - 1, glance.head - self._settings.tail_events, 0)
+        cursor = self._log.cursor_at(start)
+        if self._hub.cursor is not None:
+            logger.warning(
+                "legacy_poll: the log is not the one that was there, or events are missing from it; "
+                "every client's cursor is checked again (was %s, now %s)",
+                self._hub.cursor,
+                glance.cursor,
+            )
+        self._hub.prime(cursor)
+
+    def _move(self, glance: Glance) -> Moved:
+        moved = self._sequencer.move(glance)
+        for outbox_id, reason in moved.set_aside:
+            logger.warning("legacy_poll: outbox row %s was set aside: %s", outbox_id, reason)
+        if not moved.busy:
+            self._busy_since = None
+        elif self._busy_since is None or self._busy_head != glance.head:
+            self._busy_since, self._busy_head, self._busy_named = self._clock(), glance.head, False
+        elif self._clock() - self._busy_since >= _LOCK_PATIENCE_SECONDS and not self._busy_named:
+            self._busy_named = True
+            logger.warning(
+                "legacy_poll: the lock on legacy_poll_log has been held for over a second, and committed events wait "
+                "for it; held by: %s",
+                self._lock_holder(),
+            )
+        return moved
+
+    def _lock_holder(self) -> str:
+        try:
+            return self._sequencer.lock_holder() or "nobody that this user may see"
+        except StorageUnavailable as error:
+            return "unknown (%s)" % error
+
+    def _deliver(self, glance: Glance, moved: Moved) -> bool:
+        ours = self._hub.cursor
+        assert ours is not None
+        if moved.events and ours.position == glance.head:
+            # What this worker moved itself it need not read.
+            self._deliver_events(ours, list(moved.events))
+            return True
+        head = moved.events[-1].position if moved.events else glance.head
+        if head <= ours.position:
+            return bool(moved.events)
+        events = self._log.read_new(ours.position, upto=head, limit=_READ_EVENTS, max_bytes=_READ_BYTES)
+        if ours.position and (not events or not _continues(ours, events.pop(0))):
+            self._prime(glance)
+            return True
+        if not events or any(event.position != ours.position + 1 + n for n, event in enumerate(events)):
+            self._prime(glance)
+            return True
+        self._deliver_events(ours, events)
+        return True
+
+    def _deliver_events(self, ours: Cursor, events: List[Event]) -> None:
+        last = events[-1]
+        self._hub.deliver(events, ours.after(last.position, last.id))
+
+    def _trim(self, glance: Glance) -> None:
+        deleted = self._log.trim(glance.now, batches=1)
+        # A full batch: there is more, but other ticks come between. Else the interval, spread over the workers.
+        interval = 0.0 if deleted >= self._log.trim_rows else self._settings.trim_interval_seconds
+        self._trim_at = self._clock() + interval * (0.75 + 0.5 * self._jitter())
+
+    def _pause(self, found: bool) -> float:
+        if self._looks:
+            return self._looks.pop(0)
+        interval = self._settings.poll_interval_seconds
+        if found:
+            self._quiet_seconds = min(_BUSY_SECONDS, interval)
+            return 0.0
+        pause = self._quiet_seconds
+        self._quiet_seconds = min(self._quiet_seconds * 2, interval)
+        return pause
+
+    def _failed(self, error: LegacyPollError) -> float:
+        if self.failure is None or str(self.failure) != str(error):
+            logger.error("legacy_poll: %s", error)
+        self.failure = error
+        self._looks = []
+        bound = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failures)
+        self._failures = min(self._failures + 1, 10)
+        return bound * (0.5 + 0.5 * self._jitter())
+
+
+def _continues(cursor: Cursor, event: Event) -> bool:
+    """Whether *event* is the one that *cursor* stands behind."""
+    return cursor.after(event.position, event.id) == cursor

@@ -1,0 +1,50 @@
+"""A commit in this process.
+
+The commit event of SQLAlchemy comes *before* the database has committed (and a savepoint's, or an outer
+transaction's, may come later still), so whoever is woken looks again a few milliseconds later; see the publisher.
+Connections that carry an event of ours are marked on their DBAPI connection's record, so that the listener costs the
+app's other transactions one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Callable
+
+from sqlalchemy import event as listening
+from sqlalchemy.engine import Connection, Engine
+
+__all__ = ["LocalWakeup"]
+
+_MARK = "legacy_poll.published"
+
+
+class LocalWakeup:
+    """Calls *wake* when a transaction that published commits.
+
+    Args:
+        wake: Must not block, raise, or use a connection.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+    def watch(self, engine: Engine) -> None:
+        """Listens for commits of *engine*; again is no error."""
+        if engine not in self._engines:
+            self._engines.add(engine)
+            listening.listen(engine, "commit", self._committed)
+
+    def published(self, where: Any) -> None:
+        """Marks the transaction open on *where*, a Session, a scoped session or a Connection."""
+        connection = where if isinstance(where, Connection) else where.connection()
+        self.watch(connection.engine)
+        connection.info[_MARK] = True
+        if not getattr(connection, "_has_events", True):
+            # Opened before its engine was watched: it will not call us, so look some time soon, now that it is known.
+            self._wake()
+
+    def _committed(self, connection: Connection) -> None:
+        if connection.info.pop(_MARK, None):
+            self._wake()

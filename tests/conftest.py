@@ -1,0 +1,77 @@
+"""What every suite shares: the database servers, and a fresh database for each test that asks.
+
+A server is started by the first test that needs it and lives until its pytest process ends; each worker of
+pytest-xdist has its own. A test that stops, kills or pauses one need not put it right: the next finds it running.
+
+A test that takes `database_url` (or `engine`) runs once for each database. One that is about some of them says
+`@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)`; a SQLAlchemy driver's name does
+as well ("postgresql+psycopg2"). Sub-folders add a conftest.py of their own.
+"""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import create_engine
+
+from tests.servers import MariaDBServer, PostgresServer
+
+
+@pytest.fixture(scope="session")
+def _postgres():
+    server = PostgresServer()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture(scope="session")
+def _mariadb():
+    server = MariaDBServer()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture
+def postgres(_postgres):
+    """A running PostgresServer, whatever the test before did to it."""
+    return _in_order(_postgres)
+
+
+@pytest.fixture
+def mariadb(_mariadb):
+    """A running MariaDBServer, whatever the test before did to it."""
+    return _in_order(_mariadb)
+
+
+def _in_order(server):
+    server.resume()
+    server.start()
+    return server
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_url(request, tmp_path):
+    """The URL of an empty database that no other test sees; gone after the test."""
+    kind, _, driver = request.param.partition("+")
+    if kind == "sqlite":
+        yield "sqlite:///{}".format(tmp_path / "test.db")
+        return
+    server = request.getfixturevalue("postgres" if kind == "postgresql" else "mariadb")
+    url = server.create_database(driver=request.param if driver else None)
+    yield url
+    _in_order(server).drop_database(url)
+
+
+@pytest.fixture
+def database_server(request, database_url):
+    """The server behind `database_url`, to stop, kill or pause it; None for SQLite, which has none."""
+    if database_url.startswith("sqlite"):
+        return None
+    return request.getfixturevalue("postgres" if database_url.startswith("postgresql") else "mariadb")
+
+
+@pytest.fixture
+def engine(database_url):
+    """A plain SQLAlchemy engine on `database_url`, future style on 1.4 too; disposed of after the test."""
+    engine = create_engine(database_url, future=True)
+    yield engine
+    engine.dispose()
