@@ -18,9 +18,10 @@ workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # then the application's own requests wait too. What is left of the descriptors is for the database, files and logs.
 worker_connections = max(200, min(20000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200))
 
-# More than the gap between an answer and the same client's next poll; less than graceful_timeout, or idle connections
-# stall every stop. Behind a proxy with keep-alive upstreams, keep it above the proxy's own idle time.
-keepalive = 15
+# The gap between an answer and the same client's next poll is milliseconds. A stopping worker waits for connections
+# that idle, so a longer time here is how long every reload takes. A proxy that keeps connections to us open must give
+# them up sooner: nginx, keepalive_timeout 1s in the upstream block.
+keepalive = 2
 
 # How long a stopping worker waits for requests under way; held polls end before.
 graceful_timeout = 30
@@ -30,6 +31,9 @@ timeout = 60
 
 # The longest query string of a poll: many channels and a token. gunicorn's default is 4094.
 limit_request_line = 8190
+
+# gunicorn 25 and later open a control socket in the home directory; two servers of one user would share it.
+control_socket_disable = True
 
 
 def post_worker_init(worker):

@@ -97,6 +97,30 @@ class Settings:
     move_rows: int = _setting(
         500, "Most rows that the sequencer moves in one transaction.", least=1, most=10_000
     )
+    # Longer than any healthy query of ours; a database that hangs must not hold up more than its own callers.
+    database_timeout_seconds: float = _setting(
+        5.0, "Longest wait for one answer of the database, seconds.", least=0.1, most=300
+    )
+    wakeup_directory: str = _setting(
+        "", "Folder for hints between processes of this host; default in the temporary files; off: none."
+    )
+    notify: bool = _setting(True, "PostgreSQL: 0 switches off LISTEN, for a pooler in transaction mode.")
+    trusted_proxies: int = _setting(
+        0,
+        "How many proxies of ours stand in front: that many entries of X-Forwarded-For are believed.",
+        most=10,
+    )
+    admin_token: str = _setting(
+        "", "Bearer token for /status and /metrics from elsewhere than loopback.", secret=True
+    )
+    max_group: int = _setting(0, "Most polls that wait on one set of channels; 0: no limit.")
+    max_catchups: int = _setting(
+        1000, "Most different reads of old events that wait for their turn.", least=1
+    )
+    # A client that does not take an answer in this time has gone, or is not worth a place.
+    send_seconds: float = _setting(
+        30.0, "Longest time that sending an answer may stand still, seconds.", least=0.1
+    )
     write_wait_seconds: float = _setting(5.0, "SQLite: how long a write waits for another writer.", most=60)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ Driver exceptions do not leave this room: callers see :class:`StorageUnavailable
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, Callable, Optional, Tuple, TypeVar
 
@@ -36,6 +37,7 @@ class Database:
         engine: The user's engine; only its way to connect is used.
         settings: For the number of reads at once.
         offload: How to call what blocks; by default it is simply called.
+        threaded: Whether *offload* calls in threads, which then keep connections of their own.
         wait_seconds: How long a write waits for another writer where the whole database has one lock (SQLite);
             None gives up almost at once, for those who try again.
 
@@ -49,6 +51,7 @@ class Database:
         settings: Settings,
         *,
         offload: Optional[Offload] = None,
+        threaded: bool = False,
         wait_seconds: Optional[float] = None,
     ) -> None:
         self.engine = engine
@@ -57,6 +60,7 @@ class Database:
         self.dialect.check()
         self._settings = settings
         self._offload = offload
+        self._threaded = threaded
         self._engines: Optional[Tuple[int, Engine, Engine]] = None
 
     def read(self, work: Callable[[Connection], Result]) -> Result:
@@ -79,6 +83,27 @@ class Database:
         """The one value of the SQL expression *sql*, by itself in autocommit."""
         return self.read(lambda connection: self.dialect.scalar(connection, "SELECT " + sql))
 
+    def listen(self) -> Any:
+        """A DBAPI connection of its own, listening to the sequencers' notifications; for a dialect that has them.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        return self._offloaded(self._listen)
+
+    def hang_up(self, connection: Any) -> None:
+        """Closes a connection of :meth:`listen`, dead or alive."""
+        with contextlib.suppress(Exception):  # of any driver; there is nothing left to save
+            self._offloaded(connection.close)
+
+    def notify(self) -> None:
+        """Notifies every listener.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        self.read(self.dialect.notify)
+
     def close(self) -> None:
         """Closes the connections that are not in use."""
         if self._engines is not None and self._engines[0] == os.getpid():
@@ -87,9 +112,26 @@ class Database:
         self._engines = None
 
     def _call(self, work: Callable[[Connection], Result], write: bool) -> Result:
+        return self._offloaded(self._run, work, write)
+
+    def _offloaded(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._offload is None:
-            return self._run(work, write)
-        return self._offload(self._run, work, write)
+            return function(*arguments)
+        return self._offload(function, *arguments)
+
+    def _listen(self) -> Any:
+        try:
+            checked_out = self._make_engine(write=False, pool_class=pools.NullPool).raw_connection()
+        except (SQLAlchemyError, OSError) as error:
+            raise self.dialect.translate(error) from error
+        connection: Any = checked_out.dbapi_connection
+        checked_out.detach()  # ours now: no pool takes it back
+        try:
+            self.dialect.listen(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _run(self, work: Callable[[Connection], Result], write: bool) -> Result:
         try:
@@ -111,11 +153,13 @@ class Database:
             self._engines = (pid, self._make_engine(write=False), self._make_engine(write=True))
         return self._engines[2] if write else self._engines[1]
 
-    def _make_engine(self, *, write: bool) -> Engine:
+    def _make_engine(self, *, write: bool, pool_class: Any = None) -> Engine:
         theirs = self.engine.pool
         options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": True}
         pool: pools.Pool
-        if self._offload is not None:
+        if pool_class is not None:
+            pool = pool_class(theirs._creator, **options)
+        elif self._threaded:
             # The offload's threads stay; each keeps its connections, and no lock is shared between threads.
             pool = pools.SingletonThreadPool(theirs._creator, pool_size=1000, **options)
         elif self.dialect.connection_per_thread:

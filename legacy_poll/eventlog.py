@@ -355,7 +355,7 @@ def _pages(
         page = connection.execute(query, {"start": start, "upto": upto, "rows": rows}).all()
         for row in page:
             found = Event(row[0], row[1], row[2], row[3], row[4], row[5])
-            total += len(found.data)
+            total += found.size
             if events and (len(events) >= limit or total > max_bytes):
                 return events, True
             events.append(found)

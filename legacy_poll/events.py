@@ -31,7 +31,8 @@ NAME_RULE = "1 to %d of the characters A-Z a-z 0-9 _ . : / @ ~ + = -"
 RESERVED_PREFIX = "$"
 
 _NAME = re.compile("[%s]+" % NAME_CHARACTERS)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A string that never ends counts as one too: tried again from every quote in it, it would cost minutes.
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(r"[\[{\]}]")
 
 
@@ -56,6 +57,11 @@ class Event:
     type: str
     data: str
     time: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of *data*, as UTF-8."""
+        return len(self.data) if self.data.isascii() else len(self.data.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)

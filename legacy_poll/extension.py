@@ -19,7 +19,7 @@ from .runtime import Runtime
 from .tables import event
 from .tokens import Tokens
 from .views import make_blueprint
-from .wakeups import LocalWakeup
+from .wakeups import HostSender, LocalWakeup, directory_of
 
 __all__ = ["LegacyPoll"]
 
@@ -217,9 +217,13 @@ class LegacyPoll:
         runtime, most = self.runtime, self.settings.max_event_bytes
 
         def work(connection: Any) -> List[Dict[str, Any]]:
+            # Asked before the rows are there: SQLite moves them into the log as they are inserted.
             given = [row["id"] for row in rows if row["id"] is not None]
-            ids = [
-                append(
+            query = select(event.c.id).where(event.c.id.in_(given))
+            known = set(connection.execute(query).scalars()) if given else set()
+            published = []
+            for row in rows:
+                event_id = append(
                     connection,
                     row["channel"],
                     row["data"],
@@ -227,20 +231,15 @@ class LegacyPoll:
                     id=row["id"],
                     max_event_bytes=most,
                 )
-                for row in rows
-            ]
-            known = (
-                set(connection.execute(select(event.c.id).where(event.c.id.in_(given))).scalars())
-                if given
-                else set()
-            )
-            return [{"id": each, "duplicate": each in known} for each in ids]
+                published.append({"id": event_id, "duplicate": event_id in known})
+                known.add(event_id)
+            return published
 
         try:
             published = runtime.patient.write(work)
         except StorageBusy as error:
             raise StorageUnavailable("another transaction writes: %s" % error) from error
-        runtime.publisher.wake()
+        self._state.wake()
         return published
 
     def _wake(self) -> None:
@@ -271,6 +270,7 @@ class _State:
         self._poll = poll
         self._engine: Optional[Engine] = poll._engine
         self._runtime: Optional[Runtime] = None
+        self._sender: Optional[HostSender] = None
 
     def engine(self) -> Engine:
         if self._engine is None:
@@ -284,8 +284,15 @@ class _State:
         return self._runtime
 
     def wake(self) -> None:
+        """Tells this process's publisher, if it has one, and the other processes of this host."""
         if self._runtime is not None and self._runtime.pid == os.getpid():
             self._runtime.publisher.wake()
+        if self._sender is None and self.settings.wakeup_directory != "off":
+            self._sender = HostSender(
+                directory_of(self.engine().url, configured=self.settings.wakeup_directory)
+            )
+        if self._sender is not None:
+            self._sender.send()
 
     def tokens(self) -> Tokens:
         return Tokens(self.settings.secret_key or self._app.secret_key or "")  # type: ignore[arg-type]

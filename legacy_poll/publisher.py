@@ -107,6 +107,10 @@ class Publisher:
         self._looks = list(_AFTER_HINT)
         self._woken.set()
 
+    def wake_once(self) -> None:
+        """A hint that comes after the commit: there is something to read now."""
+        self._woken.set()
+
     def run(self) -> None:
         """Ticks until stopped."""
         while not self._stopped.is_set():
@@ -234,12 +238,13 @@ class Publisher:
         self._trim_at = self._clock() + interval * (0.75 + 0.5 * self._jitter())
 
     def _pause(self, found: bool) -> float:
-        if self._looks:
-            return self._looks.pop(0)
         interval = self._settings.poll_interval_seconds
         if found:
+            self._looks = []  # what was hinted at is there; what else may come is looked for soon enough
             self._quiet_seconds = min(_BUSY_SECONDS, interval)
             return 0.0
+        if self._looks:
+            return self._looks.pop(0)
         pause = self._quiet_seconds
         self._quiet_seconds = min(self._quiet_seconds * 2, interval)
         return pause

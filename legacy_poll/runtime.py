@@ -6,9 +6,11 @@ The parts are joined here and know each other only through their constructors.
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from typing import Any, List, Optional, Tuple
 
+import gevent
 import gevent.monkey
+from gevent.threadpool import ThreadPool
 from sqlalchemy.engine import Engine
 
 from . import schema
@@ -17,11 +19,13 @@ from .catchup import CatchUp
 from .config import Settings
 from .database import Database, Offload
 from .dialects import dialect_of
+from .errors import StorageUnavailable
 from .eventlog import EventLog
 from .hold import Hold
 from .hub import Hub
 from .publisher import Publisher
 from .sequencer import Sequencer
+from .wakeups import HostListener, NotifyListener, directory_of
 
 __all__ = ["Runtime"]
 
@@ -37,10 +41,14 @@ class Runtime:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.pid = os.getpid()
         self.settings = settings
-        offload = _offload(engine, threads=settings.catchup_reads + 3)
-        self.database = Database(engine, settings, offload=offload)
+        offload, threaded = _offload(
+            engine, threads=settings.catchup_reads + 4, seconds=settings.database_timeout_seconds
+        )
+        self.database = Database(engine, settings, offload=offload, threaded=threaded)
         # For POST /publish: a client that waits rather wants to be told later than to be refused.
-        self.patient = Database(engine, settings, offload=offload, wait_seconds=settings.write_wait_seconds)
+        patience = settings.write_wait_seconds
+        offload, threaded = _offload(engine, threads=4, seconds=settings.database_timeout_seconds + patience)
+        self.patient = Database(engine, settings, offload=offload, threaded=threaded, wait_seconds=patience)
         self.log = EventLog(self.database, settings)
         self.hub = Hub(
             tail_events=settings.tail_events,
@@ -55,13 +63,27 @@ class Runtime:
         self.publisher = Publisher(
             self.log, Sequencer(self.database, settings), self.hub, settings, check=self._prepare
         )
+        self._started = False
+        self._listeners: List[Any] = []
+        if settings.wakeup_directory != "off":
+            place = directory_of(engine.url, configured=settings.wakeup_directory)
+            self._listeners.append(HostListener(place, self.publisher.wake))
+        if settings.notify and self.database.dialect.notifies:
+            self._listeners.append(NotifyListener(self.database, self.publisher.wake_once))
 
     def start(self) -> None:
-        """Starts the publisher; again is no error."""
+        """Starts the publisher, and listens for hints; again is no error."""
+        if self._started:
+            return
+        self._started = True
         self.publisher.start()
+        for listener in self._listeners:
+            listener.start()
 
     def stop(self) -> None:
-        """Stops the publisher and closes idle connections."""
+        """Stops the publisher and the listeners; every held poll looks again."""
+        for listener in self._listeners:
+            listener.stop()
         self.publisher.stop()
         self.hub.look_again()
 
@@ -73,15 +95,49 @@ class Runtime:
         return warning
 
 
-def _offload(engine: Engine, *, threads: int) -> Optional[Offload]:
-    """How to call a driver that would stop every greenlet; None where it would stop nobody but its caller."""
-    if not gevent.monkey.is_module_patched("socket") or not dialect_of(engine).driver_blocks():
-        return None
-    from gevent.threadpool import ThreadPool
+def _offload(engine: Engine, *, threads: int, seconds: float) -> Tuple[Optional[Offload], bool]:
+    """How to call the driver so that neither its blocking nor a database that hangs stops other greenlets.
+
+    Returns:
+        None where nothing is patched: there a call stops nobody but its caller; and whether it runs in threads.
+    """
+    if not gevent.monkey.is_module_patched("socket"):
+        return None, False
+    if not dialect_of(engine).driver_blocks():
+
+        def limited(function: Any, *arguments: Any) -> Any:
+            # A BaseException: SQLAlchemy then throws the connection away, whose protocol is in an unknown state.
+            with gevent.Timeout(seconds) as limit:
+                try:
+                    return function(*arguments)
+                except gevent.Timeout as over:
+                    if over is not limit:
+                        raise
+                    raise _too_slow(seconds) from None
+
+        return limited, False
 
     pool = ThreadPool(threads)
 
-    def call(function: Any, *arguments: Any) -> Any:
-        return pool.apply(function, arguments)
+    def threaded(function: Any, *arguments: Any) -> Any:
+        try:
+            result, error = pool.spawn(_outcome, function, arguments).get(timeout=seconds)
+        except gevent.Timeout:
+            raise _too_slow(seconds) from None
+        if error is not None:
+            raise error
+        return result
 
-    return call
+    return threaded, True
+
+
+def _outcome(function: Any, arguments: Any) -> Tuple[Any, Optional[BaseException]]:
+    # What leaves a function in a thread of gevent's pool is printed as a fault of the thread.
+    try:
+        return function(*arguments), None
+    except BaseException as error:
+        return None, error
+
+
+def _too_slow(seconds: float) -> StorageUnavailable:
+    return StorageUnavailable("the database gave no answer within %g s" % seconds)

@@ -10,8 +10,10 @@ changes ``head``, so if it is still the one that was read before the rows, no ro
 would not tell: they may be given, and come back.
 
 Interleavings guarded against: two workers that read the same rows (the second finds another head, or fewer rows to
-delete, and gives up); a crash at any point (all or nothing); a worker that stops in the middle (the database ends its
-transaction); a transaction that stays open (its rows are not seen, and nobody waits for them).
+delete, and gives up); the same where the first gave no position, all its rows being unfit, and a given id came back
+since (rows that get no position are compared again under the lock); a crash at any point (all or nothing); a worker
+that stops in the middle (the database ends its transaction); a transaction that stays open (its rows are not seen, and
+nobody waits for them).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from .config import Settings
 from .database import Database
 from .errors import EventTooLarge, InvalidEvent, StorageBusy
 from .eventlog import Glance
-from .events import DEFAULT_TYPE, Event, check_data, check_event_id, check_name
+from .events import DEFAULT_TYPE, MAX_ID, Event, check_data, check_event_id, check_name
 from .tables import event, log, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
@@ -68,6 +70,7 @@ class Moved:
 @dataclass
 class _Judged:
     rows: List[int]
+    odd: List[Any]
     fit: List[Event]
     unfit: List[Tuple[int, str]]
     duplicates: int
@@ -94,11 +97,11 @@ class Sequencer:
         size: Any = literal_column(self._dialect.size_sql)
         # What is too large is set aside by the database itself, without coming here.
         data = case((size <= self._max_bytes, outbox.c.data), else_=null())
-        self._look = (
-            select(outbox.c.id, outbox.c.event_id, outbox.c.channel, outbox.c.type, data, size)
-            .order_by(outbox.c.id)
-            .limit(bindparam("rows"))
+        rows = select(outbox.c.id, outbox.c.event_id, outbox.c.channel, outbox.c.type, data, size).order_by(
+            outbox.c.id
         )
+        self._look = rows.limit(bindparam("rows"))
+        self._look_again = rows.where(outbox.c.id.in_(bindparam("ids", expanding=True)))
 
     def move(self, glance: Glance) -> Moved:
         """Moves what is committed, at most ``move_rows`` rows.
@@ -117,9 +120,7 @@ class Sequencer:
             return Moved()
         more = len(rows) >= self._rows
         fetched = sum(row[5] or 0 for row in rows if row[4] is not None)
-        self._rows = max(
-            1, min(self._most, len(rows) * _AIM_BYTES // fetched if fetched > _AIM_BYTES else self._most)
-        )
+        self._rows = max(1, min(self._most, len(rows) * _AIM_BYTES // max(1, fetched)))
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
         try:
             self._database.write(lambda connection: self._commit(connection, judged, glance.head))
@@ -135,20 +136,22 @@ class Sequencer:
         return list(connection.execute(self._look, {"rows": self._rows}).all())
 
     def _judge(self, connection: Connection, rows: List[Any], glance: Glance) -> _Judged:
-        given = sorted({row[1] for row in rows if row[1] is not None and len(row[1]) <= 100})
+        given = sorted({row[1] for row in rows if _is_id(row[1])})
         known: Set[str] = set()
         for start in range(0, len(given), 500):
             query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
             known.update(found[0] for found in connection.execute(query))
-        judged = _Judged([], [], [], 0)
+        judged = _Judged([], [], [], [], 0)
         for row in rows:
             judged.rows.append(row[0])
             try:
                 entry = self._event(row, glance.head + 1 + len(judged.fit), glance.now)
             except InvalidEvent as error:
+                judged.odd.append(row)
                 judged.unfit.append((row[0], str(error)))
                 continue
             if entry.id in known:
+                judged.odd.append(row)
                 judged.duplicates += 1
                 continue
             known.add(entry.id)
@@ -183,6 +186,11 @@ class Sequencer:
         self._dialect.begin_move(connection)
         if not self._dialect.lock_log(connection, head):
             raise _Busy
+        if judged.odd:
+            # Whoever moved only such rows left the head as it was, and a given id may have come back since.
+            ids = [row[0] for row in judged.odd]
+            if connection.execute(self._look_again, {"ids": ids}).all() != judged.odd:
+                raise _Busy
         for outbox_id, reason in judged.unfit:
             connection.execute(_SET_ASIDE, {"outbox_id": outbox_id, "why": reason})
         if self._dialect.delete_outbox(connection, judged.rows) != len(judged.rows):
@@ -190,3 +198,11 @@ class Sequencer:
         self._dialect.insert_events(connection, entries)
         if entries:
             connection.execute(_ADVANCE, {"new_head": head + len(entries)})
+
+
+def _is_id(value: Any) -> bool:
+    """Whether the log may hold *value* as an id; if not it is not asked for, since it may not even be text."""
+    try:
+        return value is not None and bool(check_name("id", value, longest=MAX_ID))
+    except InvalidEvent:
+        return False

@@ -37,12 +37,15 @@ NOW = {
     "sqlite": "(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
 }
 
-# {name}: a text that may name a channel, a type or an id; 200 or 100 characters at most.
+# A text that may name a channel, a type or an id: {0} is the column, {1} the most characters. SQLite's functions end
+# at a NUL character and its bytes go on, so both lengths are asked for.
 NAME = (
     "({0} IS NOT NULL AND typeof({0}) = 'text' AND length({0}) BETWEEN 1 AND {1}"
-    " AND {0} NOT GLOB '*[^A-Za-z0-9_.:/@~+=-]*')"
+    " AND length(CAST({0} AS BLOB)) = length({0}) AND {0} NOT GLOB '*[^A-Za-z0-9_.:/@~+=-]*')"
 )
 
+# The walk looks at each character: a sequence that is not UTF-8 is another one when it is written again. It is for
+# short data only, since every step copies the rest; the sequencer judges what is longer and not ASCII.
 TRIGGER = """
 CREATE TRIGGER legacy_poll_sequence AFTER INSERT ON legacy_poll_outbox
 WHEN NOT EXISTS (SELECT 1 FROM legacy_poll_outbox WHERE id <> NEW.id)
@@ -54,6 +57,10 @@ WHEN NOT EXISTS (SELECT 1 FROM legacy_poll_outbox WHERE id <> NEW.id)
     (SELECT value FROM legacy_poll_setting WHERE name = 'max_event_bytes'), 262144)
   AND instr(CAST(NEW.data AS BLOB), x'00') = 0
   AND length(NEW.data) - length(replace(replace(NEW.data, '[', ''), '{{', '')) <= 200
+  AND (NEW.data NOT GLOB '*[^' || char(1) || '-' || char(127) || ']*' OR length(CAST(NEW.data AS BLOB)) <= 2000
+    AND NOT EXISTS (
+      WITH RECURSIVE walk(rest) AS (SELECT NEW.data UNION ALL SELECT substr(rest, 2) FROM walk WHERE rest <> '')
+      SELECT 1 FROM walk WHERE rest <> '' AND char(unicode(rest)) <> substr(rest, 1, 1)))
   AND json_valid(NEW.data)
   AND (NEW.data NOT GLOB '*[0-9][.eE]*' OR NOT EXISTS (
     SELECT 1 FROM json_tree(NEW.data) WHERE type = 'real' AND abs(atom) > 1.7976931348623157e308))

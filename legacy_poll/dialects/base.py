@@ -74,6 +74,23 @@ class Dialect:
     def after_write(self, connection: Connection) -> None:
         """Called when a write transaction has ended, either way, with the same connection."""
 
+    #: Whether moves notify listeners in other processes.
+    notifies = False
+
+    def listen(self, connection: Any) -> None:
+        """Makes the DBAPI *connection* hear the sequencers' notifications."""
+
+    def notify(self, connection: Connection) -> None:
+        """Notifies the listeners."""
+
+    def drain_notifications(self, connection: Any) -> bool:
+        """Takes in what has arrived on a listening DBAPI connection, without waiting.
+
+        Returns:
+            Whether there was a notification.
+        """
+        return False
+
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
         """Deletes the rows *ids* by key, waiting for no other transaction's rows; returns how many there were."""
         if not ids:

@@ -40,6 +40,11 @@ class MySQL(Dialect):
 
     def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
         super().on_connect(connection, write=write, wait=wait)
+        # Whatever the application's connections speak: what ours cannot say would arrive as question marks.
+        for name in ("set_character_set", "set_charset"):
+            if hasattr(connection, name):
+                getattr(connection, name)("utf8mb4")
+                break
         if not write:
             return
         cursor = connection.cursor()

@@ -21,7 +21,9 @@ _KEY = "hashtext('legacy_poll.' || current_schema()), hashtext(%r)"
 _UNDEFINED_TABLE = "42P01"
 _LIMITS = text(
     "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', :ms, true),"
-    " set_config('lock_timeout', :ms, true), set_config('idle_in_transaction_session_timeout', :ms, true)"
+    " set_config('lock_timeout', :ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
+    # Sent if and when the transaction commits; costs no round trip here.
+    " pg_notify('legacy_poll', '')"
 )
 _HOLDER = text(
     "SELECT a.pid, a.application_name, a.client_addr, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)"
@@ -53,9 +55,41 @@ class PostgreSQL(Dialect):
         super().on_connect(connection, write=write, wait=wait)
         if hasattr(connection, "prepare_threshold"):
             connection.prepare_threshold = None
+        # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
+        if hasattr(connection, "set_client_encoding"):
+            if connection.encoding not in ("UTF8", "UNICODE"):
+                connection.set_client_encoding("UTF8")
+        elif hasattr(connection, "info") and connection.info.encoding != "utf-8":
+            connection.execute("SET client_encoding TO 'UTF8'")
+            connection.commit()
 
     def begin_move(self, connection: Connection) -> None:
         connection.execute(_LIMITS, {"ms": str(MOVE_SECONDS * 1000)})
+
+    notifies = True
+
+    def listen(self, connection: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("LISTEN legacy_poll")
+        finally:
+            cursor.close()
+
+    def notify(self, connection: Connection) -> None:
+        connection.execute(text("SELECT pg_notify('legacy_poll', '')"))
+
+    def drain_notifications(self, connection: Any) -> bool:
+        if hasattr(connection, "pgconn"):
+            # psycopg 3; its own notifies() loses those that come while another query runs.
+            connection.pgconn.consume_input()
+            heard = False
+            while connection.pgconn.notifies() is not None:
+                heard = True
+            return heard
+        connection.poll()
+        heard = bool(connection.notifies)
+        del connection.notifies[:]
+        return heard
 
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
         # One statement: PostgreSQL has no gap locks, and nobody else locks committed outbox rows.

@@ -25,8 +25,8 @@ _WRITE_WAIT_SECONDS = 0.02
 
 
 def _text_of(raw: bytes) -> str:
-    # Bytes that are not UTF-8 must not stop the rows behind them: they read as U+FFFD.
-    return raw.decode("utf-8", "replace")
+    # Bytes that are not UTF-8 must not stop the rows behind them: as surrogates they are seen, and set aside.
+    return raw.decode("utf-8", "surrogateescape")
 
 
 class SQLite(Dialect):
@@ -36,7 +36,7 @@ class SQLite(Dialect):
 
     def check(self) -> None:
         url = self.engine.url
-        if not url.database or url.database == ":memory:" or "mode=memory" in str(url):
+        if not url.database or ":memory:" in url.database or "mode=memory" in str(url):
             raise ConfigError(
                 "the database is %s: an SQLite database in memory belongs to one connection, and we need our own; "
                 "use a file, such as sqlite:////var/lib/app/app.db" % str(url)

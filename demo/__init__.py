@@ -1,0 +1,1 @@
+"""The demo: a shop's order board, served by ``make run``. Start reading at ``app.py``."""
