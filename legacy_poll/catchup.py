@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 class _Flight:
     __slots__ = ("done", "result", "error", "departed")
 
-    def __init__(self) -> None:
-        self.done = gevent.event.Event()
+    def __init__(self, done: Any) -> None:
+        self.done = done
         self.result: Any = None
         self.error: Optional[BaseException] = None
         self.departed = False
@@ -35,9 +35,11 @@ class SingleFlight:
 
     Args:
         at_once: Most executions at a time.
+        make_event: Makes what callers wait on; as for the hub.
     """
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, *, make_event: Callable[[], Any] = gevent.event.Event) -> None:
+        self._make_event = make_event
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(at_once)
         self._boarding: Dict[Hashable, _Flight] = {}
@@ -50,7 +52,7 @@ class SingleFlight:
                 flight = self._boarding.get(key)
                 leads = flight is None
                 if flight is None:
-                    flight = self._boarding[key] = _Flight()
+                    flight = self._boarding[key] = _Flight(self._make_event())
                 before = self._flying.get(key)
             if leads:
                 self._lead(key, flight, before, function)
@@ -93,12 +95,20 @@ class CatchUp:
         log: What to read.
         reads: Most reads at once.
         max_bytes: Most bytes of data in one answer.
+        make_event: Makes what callers wait on; as for the hub.
     """
 
-    def __init__(self, log: EventLog, *, reads: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        reads: int,
+        max_bytes: int,
+        make_event: Callable[[], Any] = gevent.event.Event,
+    ) -> None:
         self._log = log
         self._max_bytes = max_bytes
-        self._flights = SingleFlight(reads)
+        self._flights = SingleFlight(reads, make_event=make_event)
 
     def read_after(self, cursor: Optional[Cursor], *, channels: FrozenSet[str], limit: int) -> Batch:
         """As :meth:`EventLog.read_after`."""

@@ -34,6 +34,7 @@ __all__ = [
     "BodyTooLarge",
     "TooManyPolls",
     "ServerFull",
+    "ClientGone",
     "Draining",
     "shown",
 ]
@@ -230,6 +231,10 @@ class ServerFull(RequestError):
     status = 503
     code = "server_full"
     again_later = True
+
+
+class ClientGone(LegacyPollError):
+    """The client of a held poll hung up; there is nobody to answer."""
 
 
 class Draining(RequestError):

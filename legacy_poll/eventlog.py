@@ -156,6 +156,29 @@ class EventLog:
         """
         return self._database.read(lambda connection: _bounds(connection, 0)[0])
 
+    def time_at(self, position: int) -> Optional[str]:
+        """When the event at *position* entered the log; None when there is none.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        query = select(event.c.published_at).where(event.c.position == position)
+        found: Optional[str] = self._database.read(lambda connection: connection.execute(query).scalar())
+        return found
+
+    def cursor_since(self, seconds: float) -> Cursor:
+        """The cursor before the events of the last *seconds*, by the database's clock.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        glance = self.glance()
+
+        def find(connection: Connection) -> int:
+            return self._first_young(connection, _bounds(connection, 0)[0], _earlier(glance.now, seconds))
+
+        return self.cursor_at(self._database.read(find) - 1)
+
     def cursor_at(self, position: int) -> Cursor:
         """The cursor behind *position*, which must be retained, or 0, or the last one trimmed.
 

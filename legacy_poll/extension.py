@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import threading
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Union
 
 from flask import Blueprint, Flask, current_app, has_app_context, has_request_context, request
@@ -12,7 +13,7 @@ from sqlalchemy.engine import Engine
 
 from . import schema
 from .config import PREFIX, Settings
-from .errors import ConfigError, StorageBusy, StorageUnavailable, Unauthorized
+from .errors import ConfigError, Forbidden, InvalidEvent, StorageBusy, StorageUnavailable, Unauthorized
 from .eventlog import append
 from .events import DEFAULT_CHANNEL, check_channels
 from .runtime import Runtime
@@ -66,7 +67,8 @@ class LegacyPoll:
         self._db = db
         self._authorize = authorize
         self._public = public
-        self._channels = channels
+        # A generator would be empty at the second poll.
+        self._channels = channels if channels is None or callable(channels) else _checked(channels)
         self._name = name
         self._app: Optional[Flask] = None
         self._blueprint: Optional[Blueprint] = None
@@ -78,13 +80,21 @@ class LegacyPoll:
         """Joins *app*: its settings are read and checked now, its database is not touched.
 
         Raises:
-            ConfigError: An unknown or bad setting, or no database to be found.
+            ConfigError: An unknown or bad setting, or a second LegacyPoll of the same name.
         """
-        state = _State(app, self, Settings.from_mapping(app.config))
-        app.extensions.setdefault("legacy_poll", {})[self._name] = state
+        states = app.extensions.setdefault("legacy_poll", {})
+        if self._name in states:
+            raise ConfigError(
+                "this application has a LegacyPoll named %r already: give one a name=" % self._name
+            )
+        states[self._name] = _State(app, self, Settings.from_mapping(app.config))
         self._app = app
         if self._engine is not None:
             self._wakeup.watch(self._engine)
+        if "legacy-poll" not in app.cli.commands:
+            from .cli import main
+
+            app.cli.add_command(main)
 
     @property
     def blueprint(self) -> Blueprint:
@@ -177,9 +187,16 @@ class LegacyPoll:
     # What the views ask of the application.
 
     def channels_for_request(self) -> FrozenSet[str]:
-        """The channels of a poll that names none."""
+        """The channels of a poll that names none.
+
+        Raises:
+            Forbidden: The application has none for it.
+        """
         named: Any = self._channels() if callable(self._channels) else self._channels
-        return frozenset((DEFAULT_CHANNEL,)) if named is None else check_channels(named)
+        channels = frozenset((DEFAULT_CHANNEL,)) if named is None else _checked(named)
+        if not channels:
+            raise Forbidden("there is no channel for this request; it may name some: channel=...")
+        return channels
 
     def allowed(self, channels: FrozenSet[str], token: Optional[str]) -> FrozenSet[str]:
         """Which of *channels* the request may read."""
@@ -219,8 +236,10 @@ class LegacyPoll:
         def work(connection: Any) -> List[Dict[str, Any]]:
             # Asked before the rows are there: SQLite moves them into the log as they are inserted.
             given = [row["id"] for row in rows if row["id"] is not None]
-            query = select(event.c.id).where(event.c.id.in_(given))
-            known = set(connection.execute(query).scalars()) if given else set()
+            known = set()
+            for start in range(0, len(given), 500):
+                query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
+                known.update(connection.execute(query).scalars())
             published = []
             for row in rows:
                 event_id = append(
@@ -269,19 +288,20 @@ class _State:
         self._app = app
         self._poll = poll
         self._engine: Optional[Engine] = poll._engine
+        self._building = threading.Lock()
         self._runtime: Optional[Runtime] = None
         self._sender: Optional[HostSender] = None
 
     def engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = self._find_engine()
-            self._poll._wakeup.watch(self._engine)
-        return self._engine
+        with self._building:
+            return self._found_engine()
 
     def runtime(self) -> Runtime:
-        if self._runtime is None or self._runtime.pid != os.getpid():
-            self._runtime = Runtime(self.engine(), self.settings)
-        return self._runtime
+        # Two threads with the first two requests must not start two publishers.
+        with self._building:
+            if self._runtime is None or self._runtime.pid != os.getpid():
+                self._runtime = Runtime(self._found_engine(), self.settings)
+            return self._runtime
 
     def wake(self) -> None:
         """Tells this process's publisher, if it has one, and the other processes of this host."""
@@ -296,6 +316,12 @@ class _State:
 
     def tokens(self) -> Tokens:
         return Tokens(self.settings.secret_key or self._app.secret_key or "")  # type: ignore[arg-type]
+
+    def _found_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._find_engine()
+            self._poll._wakeup.watch(self._engine)
+        return self._engine
 
     def _find_engine(self) -> Engine:
         url = self._poll._url or self._app.config.get(PREFIX + "DATABASE_URL")
@@ -312,3 +338,13 @@ class _State:
             )
         with self._app.app_context():
             return db.engine
+
+
+def _checked(channels: Any) -> FrozenSet[str]:
+    """The application's own *channels*; a bad one is the deployer's to mend, and not the client's."""
+    if isinstance(channels, (str, bytes)):
+        raise ConfigError("channels= is %r: an iterable of names is needed" % (channels,))
+    try:
+        return check_channels(channels)
+    except InvalidEvent as error:
+        raise ConfigError("channels=: %s" % error) from None

@@ -79,14 +79,12 @@ class Hold:
                     return batch
                 cursor, verified = batch.cursor, True
                 continue
-            assert cursor is not None
-            answer: Optional[Batch] = None
             try:
                 left = deadline - self._clock()
                 if left > 0:
                     found.event.wait(left)
             finally:
-                answer = self._hub.leave(found, cursor, limit=question.limit)
+                answer = self._hub.leave(found, limit=question.limit)
             if answer is not None:
                 return answer
             verified = False  # the hub started afresh: so does this poll

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Deque, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import gevent.event
 
@@ -47,10 +47,10 @@ class Group:
 
     __slots__ = ("channels", "ahead", "event", "waiting", "events", "cursor", "ended", "batches")
 
-    def __init__(self, channels: Channels, ahead: Optional[Cursor]) -> None:
+    def __init__(self, channels: Channels, ahead: Optional[Cursor], event: Any) -> None:
         self.channels = channels
         self.ahead = ahead
-        self.event = gevent.event.Event()
+        self.event = event
         self.waiting = 0
         self.events: Optional[Tuple[Event, ...]] = None
         self.cursor: Optional[Cursor] = None
@@ -65,9 +65,19 @@ class Hub:
         tail_events: Most events to remember.
         tail_bytes: Most bytes of data to remember, roughly.
         max_bytes: Most bytes of data in one answer.
+        make_event: Makes what a group waits on. gevent's serves the greenlets of one thread and no other thread;
+            where each request has a thread of its own, it is ``threading.Event``.
     """
 
-    def __init__(self, *, tail_events: int, tail_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        tail_events: int,
+        tail_bytes: int,
+        max_bytes: int,
+        make_event: Callable[[], Any] = gevent.event.Event,
+    ) -> None:
+        self._make_event = make_event
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
         self._max_bytes = max_bytes
@@ -132,8 +142,12 @@ class Hub:
             self._memo.clear()
             self._cursor = cursor
             for group, theirs in reached.items():
-                group.events = tuple(theirs)
-                group.cursor = cursor
+                if group.ahead is None or self._knows(group.ahead):
+                    group.events = tuple(theirs)
+                    group.cursor = cursor
+                else:
+                    # By now memory should have their cursor's event: it has another there, or forgot it already.
+                    group.ended = True
                 self._remove(group)
         _wake(reached)
 
@@ -165,19 +179,18 @@ class Hub:
             key = (channels, ahead)
             group = self._groups.get(key)
             if group is None:
-                group = self._groups[key] = Group(channels, ahead)
+                group = self._groups[key] = Group(channels, ahead, self._make_event())
                 for channel in channels:
                     self._groups_on.setdefault(channel, {})[group] = None
             group.waiting += 1
             self.held += 1
             return group
 
-    def leave(self, group: Group, cursor: Cursor, *, limit: int) -> Optional[Batch]:
+    def leave(self, group: Group, *, limit: int) -> Optional[Batch]:
         """Ends one poll's wait, whatever its reason.
 
         Args:
             group: From :meth:`join`.
-            cursor: The poll's, as it joined.
             limit: Most events in the answer.
 
         Returns:
@@ -198,9 +211,10 @@ class Hub:
                 self._remove(group)
             # Nothing on these channels was delivered since they joined, so all that was delivered has been looked at;
             # but who is ahead of this worker may only move on when the worker has passed the same event.
-            if self._cursor is not None and self._knows(cursor):
-                return Batch((), self._cursor)
-            return Batch((), cursor)
+            if group.ahead is not None and not self._knows(group.ahead):
+                return Batch((), group.ahead)
+            assert self._cursor is not None
+            return Batch((), self._cursor)
 
     def _knows(self, cursor: Cursor) -> bool:
         """Whether memory can vouch for *cursor* and has all that came after it."""
@@ -245,14 +259,14 @@ class Hub:
 
     def _remember(self, event: Event) -> None:
         self._tail.append(event)
-        self._bytes += len(event.data) + _EVENT_BYTES
+        self._bytes += event.size + _EVENT_BYTES
         self._by_channel.setdefault(event.channel, deque()).append(event)
 
     def _forget_oldest(self) -> None:
         assert self._floor is not None
         while len(self._tail) > self._tail_events or (self._bytes > self._tail_bytes and self._tail):
             oldest = self._tail.popleft()
-            self._bytes -= len(oldest.data) + _EVENT_BYTES
+            self._bytes -= oldest.size + _EVENT_BYTES
             on_channel = self._by_channel[oldest.channel]
             on_channel.popleft()
             if not on_channel:
@@ -288,7 +302,7 @@ def cut(events: Sequence[Event], cursor: Cursor, limit: int, max_bytes: int) -> 
     """
     total = 0
     for count, event in enumerate(events):
-        total += len(event.data)
+        total += event.size
         if count and (count >= limit or total > max_bytes):
             last = events[count - 1]
             return Batch(tuple(events[:count]), cursor.after(last.position, last.id), True)

@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 import time
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Tuple
 
 from .config import Settings
 from .cursors import Cursor
@@ -78,7 +78,9 @@ class Publisher:
         self._quiet_seconds = settings.poll_interval_seconds
         self._checked = False
         self._failures = 0
+        self._starting = threading.Lock()
         self._thread: Optional[threading.Thread] = None
+        self._torn: Optional[Tuple[str, int, int]] = None
         self._trim_at = clock() + settings.trim_interval_seconds * jitter()
         self._busy_since: Optional[float] = None
         self._busy_head = -1
@@ -93,9 +95,10 @@ class Publisher:
 
     def start(self) -> None:
         """Starts the loop: a greenlet where gevent patched threading, else a thread of its own."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self.run, name="legacy_poll publisher", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self.run, name="legacy_poll publisher", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Ends the loop after the tick under way."""
@@ -130,8 +133,10 @@ class Publisher:
         except StorageUnavailable as error:
             return self._failed(error)
         except Exception as error:  # a fault of ours must not end the only loop; it is logged whole
-            logger.exception("legacy_poll: a tick failed")
-            return self._failed(StorageUnavailable("internal error: %s" % error))
+            fault = StorageUnavailable("internal error: %s: %s" % (type(error).__name__, error))
+            if str(self.failure) != str(fault):
+                logger.exception("legacy_poll: a tick failed")
+            return self._failed(fault)
         if self.failure is not None:
             logger.warning("legacy_poll: the database works again")
             self.failure = None
@@ -219,12 +224,21 @@ class Publisher:
             return bool(moved.events)
         events = self._log.read_new(ours.position, upto=head, limit=_READ_EVENTS, max_bytes=_READ_BYTES)
         if ours.position and (not events or not _continues(ours, events.pop(0))):
-            self._prime(glance)
-            return True
+            return self._start_afresh(glance)
         if not events or any(event.position != ours.position + 1 + n for n, event in enumerate(events)):
-            self._prime(glance)
-            return True
+            return self._start_afresh(glance)
         self._deliver_events(ours, events)
+        return True
+
+    def _start_afresh(self, glance: Glance) -> bool:
+        torn = (glance.log_id, glance.head, glance.oldest)
+        if torn == self._torn:
+            # Nothing moved and it is still torn: somebody deleted rows by hand. Memory starts behind the hole, or
+            # this would go round for ever; what is before it, polls ask the log for.
+            self._hub.prime(glance.cursor)
+            return False
+        self._torn = torn
+        self._prime(glance)
         return True
 
     def _deliver_events(self, ours: Cursor, events: List[Event]) -> None:

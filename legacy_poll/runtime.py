@@ -6,9 +6,11 @@ The parts are joined here and know each other only through their constructors.
 from __future__ import annotations
 
 import os
-from typing import Any, List, Optional, Tuple
+import threading
+from typing import Any, Callable, List, Optional, Tuple
 
 import gevent
+import gevent.event
 import gevent.monkey
 from gevent.threadpool import ThreadPool
 from sqlalchemy.engine import Engine
@@ -50,12 +52,19 @@ class Runtime:
         offload, threaded = _offload(engine, threads=4, seconds=settings.database_timeout_seconds + patience)
         self.patient = Database(engine, settings, offload=offload, threaded=threaded, wait_seconds=patience)
         self.log = EventLog(self.database, settings)
+        make_event = _event_maker()
         self.hub = Hub(
             tail_events=settings.tail_events,
             tail_bytes=settings.tail_bytes,
             max_bytes=settings.max_response_bytes,
+            make_event=make_event,
         )
-        self.catchup = CatchUp(self.log, reads=settings.catchup_reads, max_bytes=settings.max_response_bytes)
+        self.catchup = CatchUp(
+            self.log,
+            reads=settings.catchup_reads,
+            max_bytes=settings.max_response_bytes,
+            make_event=make_event,
+        )
         self.hold = Hold(self.hub, self.catchup)
         self.admission = Admission(
             max_held=settings.max_held, max_held_per_client=settings.max_held_per_client
@@ -63,6 +72,7 @@ class Runtime:
         self.publisher = Publisher(
             self.log, Sequencer(self.database, settings), self.hub, settings, check=self._prepare
         )
+        self._starting = threading.Lock()
         self._started = False
         self._listeners: List[Any] = []
         if settings.wakeup_directory != "off":
@@ -73,9 +83,10 @@ class Runtime:
 
     def start(self) -> None:
         """Starts the publisher, and listens for hints; again is no error."""
-        if self._started:
-            return
-        self._started = True
+        with self._starting:
+            if self._started:
+                return
+            self._started = True
         self.publisher.start()
         for listener in self._listeners:
             listener.start()
@@ -91,8 +102,15 @@ class Runtime:
         warning = schema.check(self.database)
         dialect, most = self.database.dialect, self.settings.max_event_bytes
         if self.database.read(lambda connection: dialect.needs_prepare(connection, max_event_bytes=most)):
-            self.database.write(lambda connection: dialect.prepare(connection, max_event_bytes=most))
+            # With patience: every worker of a new server comes here at the same moment.
+            self.patient.write(lambda connection: dialect.prepare(connection, max_event_bytes=most))
         return warning
+
+
+def _event_maker() -> Callable[[], Any]:
+    """What held polls wait on here: a greenlet each of one thread, or a thread each."""
+    patched = gevent.monkey.is_module_patched("threading") or gevent.monkey.is_module_patched("socket")
+    return gevent.event.Event if patched else threading.Event
 
 
 def _offload(engine: Engine, *, threads: int, seconds: float) -> Tuple[Optional[Offload], bool]:

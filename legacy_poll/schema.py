@@ -19,7 +19,7 @@ from .database import Database
 from .errors import ConfigError, SchemaError, SchemaMissing
 from .tables import log
 
-__all__ = ["upgrade", "check", "new_log", "migrations", "VERSION_TABLE", "REVISION"]
+__all__ = ["upgrade", "check", "version", "new_log", "migrations", "VERSION_TABLE", "REVISION"]
 
 #: The newest revision in the migrations.
 REVISION = "1_0001"
@@ -57,6 +57,10 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
     """
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
+        # A look first: with nothing to do, a worker that starts must not wait for anybody's open transaction.
+        before = database.read(_version)
+        if before is not None and _same_line(before) and before >= REVISION:
+            return before
         return database.write(lambda connection: _upgrade(database, connection, revision))
     finally:
         database.close()
@@ -110,25 +114,34 @@ def check(database: Database) -> Optional[str]:
         SchemaError: They are of another line.
         StorageUnavailable: The database failed.
     """
-    version = database.read(_version)
-    if version is None:
+    found = database.read(_version)
+    if found is None:
         raise SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
-    if not _same_line(version):
-        raise SchemaError(_other_line(version))
-    if version < REVISION:
+    if not _same_line(found):
+        raise SchemaError(_other_line(found))
+    if found < REVISION:
         raise SchemaMissing(
             "the tables of legacy_poll are at version %s and this code needs %s; run: legacy-poll upgrade"
-            % (version, REVISION)
+            % (found, REVISION)
         )
-    if version > REVISION:
+    if found > REVISION:
         return (
             "the tables of legacy_poll are at version %s, newer than this code's %s: upgrade the package soon"
             % (
-                version,
+                found,
                 REVISION,
             )
         )
     return None
+
+
+def version(database: Database) -> str:
+    """The schema's version; empty when there is none.
+
+    Raises:
+        StorageUnavailable: The database failed.
+    """
+    return database.read(_version) or ""
 
 
 def _version(connection: Connection) -> Optional[str]:

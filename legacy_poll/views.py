@@ -24,14 +24,15 @@ from .errors import (
     NotFound,
     RequestError,
     StorageUnavailable,
+    TooManyPolls,
     Unauthorized,
     UnsupportedMediaType,
 )
 from .events import DEFAULT_CHANNEL, DEFAULT_TYPE, RESERVED_PREFIX
 from .hold import Hold, Question
-from .lanes import HeldResponse
+from .lanes import held_response
 from .runtime import Runtime
-from .schemas import EventBody, load
+from .schemas import EventBody, load, single_values
 from .wire import Answer, parse, render, render_error
 from .wire.longpoll import CURSOR_HEADER, parse_channels
 
@@ -45,6 +46,20 @@ _MAX_BODY_EVENTS = 1000
 _MAX_BODY_BYTES = 8 * 1024 * 1024
 _EVENT_BODY = EventBody()
 _EVENT_KEYS = frozenset(("channel", "data", "type", "id"))
+_CODES = {
+    kind.status: kind.code
+    for kind in (
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        TooManyPolls,
+    )
+}
+#: Where a request keeps the response that holds a place for it.
+_HELD = "legacy_poll.held"
 # Methods that are refused by us, in our error shape, rather than by the app's router.
 _ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -90,18 +105,20 @@ def make_blueprint(poll: Application, name: str) -> Blueprint:
     route("/health", _ready, "GET")
     route("/health/live", _live, "GET")
     route("/health/ready", _ready, "GET")
+    blueprint.teardown_request(_give_up)
     return blueprint
 
 
 def _guarded(poll: Application, view: Any, method: str) -> Any:
+    methods = [method, "HEAD"] if method == "GET" and view is not _stream else [method]
+    allow = ", ".join(methods + ["OPTIONS"])
     try:
         if request.method == "OPTIONS":
-            return Response(status=204, headers={"Allow": method + ", OPTIONS"})
-        heads = method == "GET" and request.method == "HEAD" and view is not _stream
-        if request.method != method and not heads:
-            raise MethodNotAllowed("%s takes %s" % (request.path, method), allow=method + ", OPTIONS")
+            return Response(status=200, headers={"Allow": allow})
+        if request.method not in methods:
+            raise MethodNotAllowed("%s takes %s" % (request.path, method), allow=allow)
         return view(poll)
-    except LegacyPollError as error:
+    except (RequestError, StorageUnavailable) as error:
         return _response(_refusal(error, poll.runtime.catchup if isinstance(error, CursorGone) else None))
     except HTTPException as error:
         # Of the app's own authorize(): its status and headers, in our shape. A redirect stays what it is.
@@ -123,9 +140,18 @@ def _stream(poll: Application) -> Response:
         raise
     question = Question(channels, asked.cursor, asked.now, asked.limit, asked.hold_seconds)
     hold, catchup, empty = runtime.hold, runtime.catchup, asked.empty_status
-    response = HeldResponse(lambda: _answer(hold, catchup, question, empty), release)
+    theirs: Any = current_app.response_class
+    response = held_response(theirs)(lambda: _answer(hold, catchup, question, empty), release)
+    request.environ[_HELD] = response
     _common_headers(response)
     return response
+
+
+def _give_up(error: Optional[BaseException]) -> None:
+    # An after_request function failed, or put another response in its place: nobody else will give the place back.
+    response = request.environ.get(_HELD)
+    if response is not None and not response.taken:
+        response.release()
 
 
 def _answer(hold: Hold, catchup: CatchUp, question: Question, empty_status: int) -> Answer:
@@ -142,7 +168,7 @@ def _answer(hold: Hold, catchup: CatchUp, question: Question, empty_status: int)
 def _cursor(poll: Application) -> Response:
     runtime = poll.runtime
     runtime.start()
-    token = request.args.get("token")
+    token = single_values(request.args, ["token"]).get("token")
     _authorised(poll, parse_channels(request.args, runtime.settings), token)
     cursor = str(runtime.catchup.head())
     return _json({"cursor": cursor}, headers={CURSOR_HEADER: cursor})
@@ -260,7 +286,7 @@ def _response(answer: Answer) -> Response:
 def _from_app(error: HTTPException) -> Response:
     shape = RequestError(error.description or error.name)
     shape.status = error.code or 500
-    shape.code = {401: Unauthorized.code, 403: Forbidden.code}.get(shape.status, "refused")
+    shape.code = _CODES.get(shape.status, "refused")
     response = _response(render_error(shape))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .standard import HeldResponse
+from .standard import HeldResponse, held_response
 
-__all__ = ["HeldResponse"]
+__all__ = ["HeldResponse", "held_response"]

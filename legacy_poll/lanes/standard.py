@@ -10,14 +10,15 @@ What follows from it: ``after_request`` functions see status 200 where the answe
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, List, NoReturn, Optional, Tuple
+import functools
+from typing import Any, Callable, Iterator, List, NoReturn, Optional, Tuple, Type
 
 from flask import Response
 from werkzeug.http import HTTP_STATUS_CODES
 
 from ..wire import Answer
 
-__all__ = ["HeldResponse"]
+__all__ = ["HeldResponse", "held_response"]
 
 _NOT_YET = (
     "the body of a held poll is not known yet: it comes when the hold has ended, after all after_request functions. "
@@ -30,7 +31,7 @@ class HeldResponse(Response):
 
     Args:
         wait: Called once, outside every context; blocks until the answer is there.
-        release: Called once, when the response is over or was given up, whether *wait* was called or not.
+        release: Called when the response is over or was given up, whether *wait* was called or not; maybe twice.
     """
 
     is_held = True
@@ -41,8 +42,11 @@ class HeldResponse(Response):
         super().__init__(status=200, content_type="application/json")
         self.wait = wait
         self.release = release
+        #: Whether the server has it, and will close it.
+        self.taken = False
 
     def __call__(self, environ: Any, start_response: Any) -> "_LateBody":
+        self.taken = True
         return _LateBody(self, start_response)
 
     def get_data(self, as_text: bool = False) -> NoReturn:
@@ -70,6 +74,17 @@ class HeldResponse(Response):
         raise RuntimeError(_NOT_YET)
 
 
+@functools.lru_cache(maxsize=None)
+def held_response(base: Type[Any]) -> Type[HeldResponse]:
+    """The HeldResponse of an application whose ``response_class`` is *base*.
+
+    Flask turns a response of another class into one of the application's, and then nothing would wait.
+    """
+    if issubclass(HeldResponse, base):
+        return HeldResponse
+    return type("Held" + base.__name__, (HeldResponse, base), {})
+
+
 class _LateBody:
     """The WSGI iterable: waits at its first ``next``."""
 
@@ -84,12 +99,14 @@ class _LateBody:
 
     def __next__(self) -> bytes:
         if self._started or self._closed:
+            self._response.release()  # test clients may never close
             raise StopIteration
         self._started = True
         answer = self._response.wait()
         status = "%d %s" % (answer.status, HTTP_STATUS_CODES.get(answer.status, "Unknown").upper())
         self._start_response(status, self._headers(answer))
         if not answer.body:
+            self._response.release()
             raise StopIteration
         return answer.body
 

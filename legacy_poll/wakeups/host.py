@@ -20,7 +20,7 @@ import socket
 import tempfile
 import threading
 import time
-from typing import Any, Callable, List, Optional
+from typing import Callable, List, Optional
 
 from sqlalchemy.engine import URL
 

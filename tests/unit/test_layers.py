@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LAYERS = {
     "words": ["errors", "config", "cursors", "events"],
-    "storage": ["tables", "dialects", "database", "schema", "eventlog", "sequencer"],
+    "storage": ["tables", "dialects", "database", "schema", "eventlog", "sequencer", "upkeep"],
     "flow": ["wakeups", "admission", "hub", "catchup", "publisher", "hold"],
-    "edge": ["schemas", "tokens", "wire", "lanes", "runtime", "views", "extension", "server", "cli"],
+    "edge": ["schemas", "tokens", "wire", "lanes", "runtime", "views", "cli", "extension", "server"],
 }
 ORDER = [room for layer in LAYERS.values() for room in layer]
 

@@ -1,0 +1,78 @@
+"""``legacy-poll``, and ``flask legacy-poll`` inside an application: prints and asks; computes nothing.
+
+Exit codes: 0 done; 1 it could not be done, with one line that says why; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Optional, Tuple
+
+import click
+from flask import current_app, has_app_context
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from ..config import Settings
+from ..errors import ConfigError, LegacyPollError
+
+__all__ = ["main", "settled", "say"]
+
+
+class _Group(click.Group):
+    """Our errors as one line and exit code 1, not as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LegacyPollError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    "legacy-poll",
+    cls=_Group,
+    epilog="Settings are read from the environment (LEGACY_POLL_DATABASE_URL and others), or, as `flask legacy-poll`, "
+    "from the application.",
+)
+@click.version_option(package_name="legacy_poll", prog_name="legacy-poll")
+def main() -> None:
+    """Long polling for Flask and SQLAlchemy: the tables, the events, the tokens."""
+
+
+def settled(database_url: Optional[str] = None) -> Tuple[Engine, Settings]:
+    """Where to work, and the settings: of the application around the command, else of the environment.
+
+    Raises:
+        ConfigError: A bad setting, or a URL that names no driver of ours.
+    """
+    if database_url is None and _find_application():
+        state = next(iter(current_app.extensions["legacy_poll"].values()))
+        return state.engine(), state.settings
+    settings = Settings.from_environ()
+    url = database_url or settings.database_url
+    try:
+        return create_engine(url), settings
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise ConfigError("the database URL cannot be used: %s" % error) from error
+
+
+def say(value: Any, text: str, *, as_json: bool) -> None:
+    """Prints *text*, or *value* as JSON."""
+    click.echo(json.dumps(value, sort_keys=True) if as_json else text)
+
+
+def _find_application() -> bool:
+    if not has_app_context():
+        # `flask legacy-poll` on a Flask that pushes no context for commands of extensions.
+        from flask.cli import ScriptInfo
+
+        found = click.get_current_context().find_object(ScriptInfo)
+        if found is None:
+            return False
+        click.get_current_context().with_resource(found.load_app().app_context())
+    return bool(current_app.extensions.get("legacy_poll"))
+
+
+from . import events, tables  # noqa: E402, F401  (they add their commands)
