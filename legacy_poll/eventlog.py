@@ -17,6 +17,7 @@ from typing import Any, FrozenSet, List, Optional, Tuple
 from sqlalchemy import bindparam, delete, func, insert, literal_column, select, update
 from sqlalchemy.engine import Connection
 
+from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
@@ -32,7 +33,15 @@ _TRIM_ROWS = 500
 _INSERT = insert(outbox).inline()
 _HEAD_ID = select(event.c.id).where(event.c.position == log.c.head).scalar_subquery()
 _ID_AT = select(event.c.id).where(event.c.position == bindparam("at")).scalar_subquery()
-_WAITING = select(literal_column("1")).select_from(outbox).limit(1).scalar_subquery()
+# In id order, so that it is found by the key from the mark on: a scan would walk over every dead row before it.
+_WAITING = (
+    select(literal_column("1"))
+    .select_from(outbox)
+    .where(outbox.c.id > bindparam("mark"))
+    .order_by(outbox.c.id)
+    .limit(1)
+    .scalar_subquery()
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ class Glance:
         oldest: As in :class:`Bounds`.
         head_id: As in :class:`Bounds`; tells a restored log from the one that was there.
         now: The database's time: RFC 3339, UTC, milliseconds.
-        waiting: Whether the outbox has rows.
+        waiting: Whether the outbox has rows, or may have.
+        sweep: Whether it must be looked at from its beginning.
     """
 
     log_id: str
@@ -76,6 +86,7 @@ class Glance:
     head_id: Optional[str]
     now: str
     waiting: bool
+    sweep: bool = True
 
     @property
     def cursor(self) -> Cursor:
@@ -126,16 +137,19 @@ class EventLog:
     Args:
         database: Where the tables are.
         settings: Retention.
+        backlog: The low-water mark that the sequencer keeps; without one every look is at the whole outbox.
     """
 
     #: Rows that one batch of a trim deletes.
     trim_rows = _TRIM_ROWS
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, *, backlog: Optional[Backlog] = None) -> None:
         self._database = database
         self._settings = settings
+        self._backlog = backlog or Backlog(database.dialect)
         now: Any = literal_column(database.dialect.now_sql)
-        self._glance = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING)
+        snapshot: Any = literal_column(database.dialect.snapshot_sql or "NULL")
+        self._glance = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING, snapshot)
 
     def glance(self) -> Glance:
         """Whether there is anything to do: one cheap query.
@@ -143,10 +157,16 @@ class EventLog:
         Raises:
             StorageUnavailable: The database failed.
         """
-        row = self._database.read(lambda connection: connection.execute(self._glance).first())
+        backlog = self._backlog
+        row = self._database.read(
+            lambda connection: connection.execute(self._glance, {"mark": backlog.mark}).first()
+        )
         if row is None:
             raise SchemaMissing("legacy_poll_log is empty; run: legacy-poll upgrade")
-        return Glance(row[0], row[1], row[2], row[3], row[4], row[5] is not None)
+        sweep = backlog.needs_sweep(row[6])
+        # With a mark, only a sweep can tell that there is nothing.
+        waiting = row[5] is not None or (sweep and backlog.mark != NO_MARK)
+        return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep)
 
     def bounds(self) -> Bounds:
         """What the log holds now.

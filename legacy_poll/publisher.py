@@ -246,10 +246,11 @@ class Publisher:
         self._hub.deliver(events, ours.after(last.position, last.id))
 
     def _trim(self, glance: Glance) -> None:
-        deleted = self._log.trim(glance.now, batches=1)
-        # A full batch: there is more, but other ticks come between. Else the interval, spread over the workers.
-        interval = 0.0 if deleted >= self._log.trim_rows else self._settings.trim_interval_seconds
+        # The interval, spread over the workers. Set first: a trim that fails must not fail every tick.
+        interval = self._settings.trim_interval_seconds
         self._trim_at = self._clock() + interval * (0.75 + 0.5 * self._jitter())
+        if self._log.trim(glance.now, batches=1) >= self._log.trim_rows:
+            self._trim_at = self._clock()  # a full batch: there is more, but other ticks come between
 
     def _pause(self, found: bool) -> float:
         interval = self._settings.poll_interval_seconds
@@ -264,7 +265,8 @@ class Publisher:
         return pause
 
     def _failed(self, error: LegacyPollError) -> float:
-        if self.failure is None or str(self.failure) != str(error):
+        # Once for each kind: one outage shows as a cut connection, then as a refused one, then as a database that starts.
+        if type(self.failure) is not type(error):
             logger.error("legacy_poll: %s", error)
         self.failure = error
         self._looks = []

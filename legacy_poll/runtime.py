@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 
 from . import schema
 from .admission import Admission
+from .backlog import Backlog
 from .catchup import CatchUp
 from .config import Settings
 from .database import Database, Offload
@@ -51,7 +52,8 @@ class Runtime:
         patience = settings.write_wait_seconds
         offload, threaded = _offload(engine, threads=4, seconds=settings.database_timeout_seconds + patience)
         self.patient = Database(engine, settings, offload=offload, threaded=threaded, wait_seconds=patience)
-        self.log = EventLog(self.database, settings)
+        backlog = Backlog(self.database.dialect)
+        self.log = EventLog(self.database, settings, backlog=backlog)
         make_event = _event_maker()
         self.hub = Hub(
             tail_events=settings.tail_events,
@@ -70,7 +72,11 @@ class Runtime:
             max_held=settings.max_held, max_held_per_client=settings.max_held_per_client
         )
         self.publisher = Publisher(
-            self.log, Sequencer(self.database, settings), self.hub, settings, check=self._prepare
+            self.log,
+            Sequencer(self.database, settings, backlog=backlog),
+            self.hub,
+            settings,
+            check=self._prepare,
         )
         self._starting = threading.Lock()
         self._started = False

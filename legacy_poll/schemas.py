@@ -91,7 +91,7 @@ def load(schema: Schema, values: Mapping[str, Any]) -> Dict[str, Any]:
             loaded, errors = loaded
     except ValidationError as error:
         loaded, errors = {}, error.messages
-    for name in list(schema.fields) + sorted(errors):
+    for name in list(schema.declared_fields) + sorted(errors):
         if name in errors:
             rules = errors[name]
             rule = str(rules[0] if isinstance(rules, list) else rules)

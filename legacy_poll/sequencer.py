@@ -24,6 +24,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from sqlalchemy import bindparam, case, insert, literal_column, null, select, update
 from sqlalchemy.engine import Connection
 
+from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .database import Database
 from .errors import EventTooLarge, InvalidEvent, StorageBusy
@@ -86,10 +87,12 @@ class Sequencer:
     Args:
         database: Where the tables are.
         settings: ``move_rows`` and ``max_event_bytes``.
+        backlog: The low-water mark, shared with the event log that glances.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, *, backlog: Optional[Backlog] = None) -> None:
         self._database = database
+        self._backlog = backlog or Backlog(database.dialect)
         self._dialect = database.dialect
         self._most = settings.move_rows
         self._rows = settings.move_rows
@@ -100,7 +103,10 @@ class Sequencer:
         rows = select(outbox.c.id, outbox.c.event_id, outbox.c.channel, outbox.c.type, data, size).order_by(
             outbox.c.id
         )
-        self._look = rows.limit(bindparam("rows"))
+        snapshot: Any = literal_column(self._dialect.snapshot_sql or "NULL")
+        self._look = (
+            rows.add_columns(snapshot).where(outbox.c.id > bindparam("mark")).limit(bindparam("rows"))
+        )
         self._look_again = rows.where(outbox.c.id.in_(bindparam("ids", expanding=True)))
 
     def move(self, glance: Glance) -> Moved:
@@ -115,10 +121,12 @@ class Sequencer:
         Raises:
             StorageUnavailable: The database failed; the move happened as a whole or not at all.
         """
-        rows = self._database.read(lambda connection: self._read(connection, glance.head))
-        if not rows:
-            return Moved()
+        rows, swept = self._database.read(lambda connection: self._read(connection, glance))
         more = len(rows) >= self._rows
+        if not rows:
+            if swept:
+                self._backlog.after_sweep(complete=True)
+            return Moved()
         fetched = sum(row[5] or 0 for row in rows if row[4] is not None)
         self._rows = max(1, min(self._most, len(rows) * _AIM_BYTES // max(1, fetched)))
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
@@ -126,14 +134,27 @@ class Sequencer:
             self._database.write(lambda connection: self._commit(connection, judged, glance.head))
         except (_Busy, StorageBusy):
             return Moved(busy=True)
+        if swept:
+            self._backlog.after_sweep(complete=not more)
+        last_id = rows[-1][0]
+        if self._backlog.has_moved(len(rows), last_id=last_id):
+            self._database.read(lambda connection: self._backlog.choose(connection, last_id))
         return Moved(tuple(judged.fit), tuple(judged.unfit), judged.duplicates, more=more)
 
     def lock_holder(self) -> Optional[str]:
         """Who holds the log's lock, for the operator; None when nobody does, or it cannot be told."""
         return self._database.read(self._dialect.lock_holder)
 
-    def _read(self, connection: Connection, head: int) -> List[Any]:
-        return list(connection.execute(self._look, {"rows": self._rows}).all())
+    def _read(self, connection: Connection, glance: Glance) -> Tuple[List[Any], bool]:
+        """Rows, and whether the whole outbox was looked at."""
+        backlog = self._backlog
+        if not glance.sweep:
+            rows = connection.execute(self._look, {"rows": self._rows, "mark": backlog.mark}).all()
+            if not rows or not backlog.needs_sweep(rows[0][-1]):
+                return [row[:-1] for row in rows], False
+        backlog.before_sweep(connection)
+        rows = connection.execute(self._look, {"rows": self._rows, "mark": NO_MARK}).all()
+        return [row[:-1] for row in rows], True
 
     def _judge(self, connection: Connection, rows: List[Any], glance: Glance) -> _Judged:
         given = sorted({row[1] for row in rows if _is_id(row[1])})

@@ -23,6 +23,8 @@ from .errors import (
     MethodNotAllowed,
     NotFound,
     RequestError,
+    SchemaError,
+    SchemaMissing,
     StorageUnavailable,
     TooManyPolls,
     Unauthorized,
@@ -127,9 +129,18 @@ def _guarded(poll: Application, view: Any, method: str) -> Any:
         return _from_app(error)
 
 
-def _stream(poll: Application) -> Response:
+def _started(poll: Application) -> Runtime:
+    """The runtime, unless it found tables that are not for this code: what they hold may mean something else."""
     runtime = poll.runtime
     runtime.start()
+    failure = runtime.publisher.failure
+    if isinstance(failure, (SchemaError, SchemaMissing)):
+        raise _not_ready(failure)
+    return runtime
+
+
+def _stream(poll: Application) -> Response:
+    runtime = _started(poll)
     asked = parse(request.args, runtime.settings)
     waits = asked.hold_seconds > 0 and not asked.now
     release = runtime.admission.enter(poll.client_of(request)) if waits else _nothing
@@ -166,8 +177,7 @@ def _answer(hold: Hold, catchup: CatchUp, question: Question, empty_status: int)
 
 
 def _cursor(poll: Application) -> Response:
-    runtime = poll.runtime
-    runtime.start()
+    runtime = _started(poll)
     token = single_values(request.args, ["token"]).get("token")
     _authorised(poll, parse_channels(request.args, runtime.settings), token)
     cursor = str(runtime.catchup.head())
@@ -179,7 +189,7 @@ def _publish(poll: Application) -> Response:
     if not runtime.settings.publish_token:
         raise NotFound("publishing over HTTP is switched off; LEGACY_POLL_PUBLISH_TOKEN switches it on")
     poll.check_publish_token(_bearer())
-    runtime.start()
+    _started(poll)
     rows = _events_in_body()
     published = poll.publish_rows(rows)
     return _json({"events": published}, status=200 if all(each["duplicate"] for each in published) else 201)
@@ -232,9 +242,7 @@ def _ready(poll: Application) -> Response:
     runtime.start()
     publisher = runtime.publisher
     if publisher.failure is not None:
-        # Codes only: whoever asks need not be told which server does not answer.
-        code = getattr(publisher.failure, "code", "schema_mismatch")
-        raise _NotReady("the database does not work for us; see this server's log", code)
+        raise _not_ready(publisher.failure)
     if not publisher.live:
         raise _NotReady("starting: the log has not been read yet", "starting")
     return _json({"status": "ready"})
@@ -244,6 +252,12 @@ class _NotReady(StorageUnavailable):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _not_ready(failure: LegacyPollError) -> _NotReady:
+    # Codes only: whoever asks need not be told which server does not answer.
+    code = getattr(failure, "code", "schema_mismatch")
+    return _NotReady("the database does not work for us; see this server's log", code)
 
 
 def _authorised(poll: Application, asked: Optional[FrozenSet[str]], token: Optional[str]) -> FrozenSet[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 from sqlalchemy import bindparam, delete, insert, select, text
 from sqlalchemy.engine import Connection, Engine
@@ -73,6 +73,22 @@ class Dialect:
 
     def after_write(self, connection: Connection) -> None:
         """Called when a write transaction has ended, either way, with the same connection."""
+
+    #: SQL for the statement's snapshot, as text, which :meth:`has_ended` reads; empty where there is none.
+    snapshot_sql = ""
+
+    def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:
+        """The transactions that may own ids of the outbox, and have not ended.
+
+        Returns:
+            Name -> transaction id, or None for one that has none yet. Whoever was given an id before this call and
+            has not ended by its end is in it.
+        """
+        return {}
+
+    def has_ended(self, snapshot: str, transactions: FrozenSet[int]) -> bool:
+        """Whether any of *transactions*, all begun before *snapshot*, has ended for it: its rows are to be seen."""
+        return True
 
     #: Whether moves notify listeners in other processes.
     notifies = False
@@ -147,8 +163,8 @@ class Dialect:
 def code_of(error: Exception) -> Any:
     """The database's own code in *error*: SQLSTATE text, MySQL's number, or None."""
     original = getattr(error, "orig", None)
-    for name in ("sqlstate", "pgcode"):
-        if getattr(original, name, None):
-            return getattr(original, name)
     arguments = getattr(original, "args", ())
-    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+    # The number first: PyMySQL 1.2 has a SQLSTATE beside it, which says less.
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0]
+    return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

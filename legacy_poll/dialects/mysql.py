@@ -18,6 +18,8 @@ from .base import MOVE_SECONDS, Dialect, code_of
 __all__ = ["MySQL"]
 
 _NO_SUCH_TABLE = 1146
+# Wait timeout, deadlock.
+_LOCK_ERRORS = (1205, 1213)
 # A name is at most 64 characters, and a database's name alone may be as long.
 _NAME = "CONCAT('legacy_poll.%s.', LEFT(SHA1(DATABASE()), 16))"
 _HOLDER = text(
@@ -102,6 +104,9 @@ class MySQL(Dialect):
 
     def _release_lock(self, connection: Connection, name: str) -> None:
         self.scalar(connection, "SELECT RELEASE_LOCK(%s)" % (_NAME % name))
+
+    def is_busy(self, error: Exception) -> bool:
+        return code_of(error) in _LOCK_ERRORS
 
     def is_missing_table(self, error: Exception) -> bool:
         return code_of(error) == _NO_SUCH_TABLE

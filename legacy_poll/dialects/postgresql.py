@@ -6,7 +6,7 @@ So: nothing per session that matters (SET LOCAL only), no prepared statements.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Dict, FrozenSet, Iterator, Optional, Sequence
 
 from sqlalchemy import delete, text
 from sqlalchemy.engine import Connection
@@ -19,9 +19,11 @@ __all__ = ["PostgreSQL"]
 # hashtext keeps the key apart from an application's own advisory locks, and the schema from another's tables.
 _KEY = "hashtext('legacy_poll.' || current_schema()), hashtext(%r)"
 _UNDEFINED_TABLE = "42P01"
+# Not available, deadlock.
+_LOCK_ERRORS = ("55P03", "40P01")
 _LIMITS = text(
     "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', :ms, true),"
-    " set_config('lock_timeout', :ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
+    " set_config('lock_timeout', :lock_ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
     # Sent if and when the transaction commits; costs no round trip here.
     " pg_notify('legacy_poll', '')"
 )
@@ -31,6 +33,22 @@ _HOLDER = text(
     " WHERE l.relation = CAST('legacy_poll_log' AS regclass) AND l.granted AND a.pid <> pg_backend_pid()"
     " AND l.mode IN ('RowShareLock', 'RowExclusiveLock') ORDER BY a.xact_start LIMIT 1"
 )
+
+# RowExclusiveLock is what an INSERT takes before it asks for an id, and keeps to the end.
+_WRITERS = text(
+    "SELECT l.virtualtransaction, CAST(CAST(t.transactionid AS text) AS bigint) FROM pg_locks l LEFT JOIN pg_locks t"
+    " ON t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.granted"
+    " AND t.mode = 'ExclusiveLock'"
+    " WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND l.relation = CAST('legacy_poll_outbox' AS regclass) AND l.pid IS DISTINCT FROM pg_backend_pid()"
+)
+_XID = 0xFFFFFFFF
+
+
+def _is_before(xid: int, other: int) -> bool:
+    """Whether *xid* was given before *other*; 32 bits wide, they go round."""
+    return xid != other and ((other - xid) & _XID) < 0x80000000
 
 
 class PostgreSQL(Dialect):
@@ -64,7 +82,25 @@ class PostgreSQL(Dialect):
             connection.commit()
 
     def begin_move(self, connection: Connection) -> None:
-        connection.execute(_LIMITS, {"ms": str(MOVE_SECONDS * 1000)})
+        # A wait for a lock ends before the statement does, so that the two can be told apart.
+        connection.execute(_LIMITS, {"ms": str(MOVE_SECONDS * 1000), "lock_ms": str(MOVE_SECONDS * 500)})
+
+    # The older name works on every version; ids are 64 bits wide there, and 32 in pg_locks.
+    snapshot_sql = "CAST(txid_current_snapshot() AS text)"
+
+    def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:
+        found: Dict[str, Optional[int]] = {}
+        for name, xid in connection.execute(_WRITERS):
+            known = found.get(name)
+            # A savepoint has an id of its own, younger than its transaction's.
+            if known is None or (xid is not None and _is_before(xid, known)):
+                found[name] = xid
+        return found
+
+    def has_ended(self, snapshot: str, transactions: FrozenSet[int]) -> bool:
+        _, end, running = snapshot.split(":")
+        open_then = {int(each) & _XID for each in running.split(",") if each}
+        return any(each not in open_then and _is_before(each, int(end) & _XID) for each in transactions)
 
     notifies = True
 
@@ -116,6 +152,9 @@ class PostgreSQL(Dialect):
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
         connection.execute(text("SELECT pg_advisory_xact_lock(%s)" % (_KEY % "upgrade")))
         yield
+
+    def is_busy(self, error: Exception) -> bool:
+        return code_of(error) in _LOCK_ERRORS
 
     def is_missing_table(self, error: Exception) -> bool:
         return code_of(error) == _UNDEFINED_TABLE

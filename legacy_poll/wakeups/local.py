@@ -14,9 +14,12 @@ from typing import Any, Callable
 from sqlalchemy import event as listening
 from sqlalchemy.engine import Connection, Engine
 
+from ..tables import outbox
+
 __all__ = ["LocalWakeup"]
 
 _MARK = "legacy_poll.published"
+_ROW = outbox.insert()
 
 
 class LocalWakeup:
@@ -38,12 +41,13 @@ class LocalWakeup:
 
     def published(self, where: Any) -> None:
         """Marks the transaction open on *where*, a Session, a scoped session or a Connection."""
-        connection = where if isinstance(where, Connection) else where.connection()
+        if isinstance(where, Connection):
+            connection = where
+        else:
+            # Asked as the event's row was: a session may have one database for some tables and another for others.
+            connection = where.connection(bind_arguments={"clause": _ROW})
         self.watch(connection.engine)
         connection.info[_MARK] = True
-        if not getattr(connection, "_has_events", True):
-            # Opened before its engine was watched: it will not call us, so look some time soon, now that it is known.
-            self._wake()
 
     def _committed(self, connection: Connection) -> None:
         if connection.info.pop(_MARK, None):

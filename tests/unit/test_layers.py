@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LAYERS = {
     "words": ["errors", "config", "cursors", "events"],
-    "storage": ["tables", "dialects", "database", "schema", "eventlog", "sequencer", "upkeep"],
+    "storage": ["tables", "dialects", "database", "schema", "backlog", "eventlog", "sequencer", "upkeep"],
     "flow": ["wakeups", "admission", "hub", "catchup", "publisher", "hold"],
     "edge": ["schemas", "tokens", "wire", "lanes", "runtime", "views", "cli", "extension", "server"],
 }

@@ -1,0 +1,138 @@
+"""From which outbox id on there can be rows that nobody has moved yet.
+
+Moved rows are deleted, but while a transaction is open somewhere (a long report, a nightly dump), the database keeps
+every dead one, and a scan of the outbox from its beginning walks over all of them at each look: a hundred thousand
+dead rows make a tick cost tens of milliseconds. So, where the database can tell which transactions are still open, the
+scan starts at a *low-water mark*.
+
+A plain mark is wrong: a transaction that publishes, waits while ten thousand ids pass, and publishes again would be
+found by its second row first, and torn apart. The rule that keeps the order:
+
+* A mark M is taken among ids that are known to have been given out. Every transaction that can still own an id up to M
+  has begun to write to the outbox, so it holds the table's lock that an INSERT takes first. These are listed, *after* M
+  is known.
+* When each of them that is still open has a transaction id, those are the *suspects*, and then one look at everything
+  (a *sweep*) is made. What of the others was visible is moved; nothing up to M can appear but by a suspect.
+* From then on a look starts behind M, and its own snapshot says whether any suspect has ended since. If one has, this
+  look is not used: a sweep sees all of that transaction's rows at once, and in order.
+
+Ids that were given by hand, or come back because a sequence was reset, obey none of this: a sweep from time to time
+finds them, late but not never. While few rows have been moved there is no mark, and every look is a sweep.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Callable, FrozenSet, Optional
+
+from sqlalchemy.engine import Connection
+
+from .dialects import Dialect
+
+__all__ = ["Backlog", "NO_MARK"]
+
+#: Below every id that a database gives by itself, and below those that people give by hand.
+NO_MARK = -(2**63)
+#: A new mark is worth its queries after this many rows were moved behind the old one.
+_MARK_ROWS = 2000
+#: With a mark, sweep at least this often, seconds; but spend no more than a twentieth of the time on it.
+_SWEEP_SECONDS = 1.0
+_SWEEP_SHARE = 20
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    mark: int
+    writers: FrozenSet[str]
+
+
+class Backlog:
+    """The low-water mark of one worker.
+
+    Args:
+        dialect: Of the database.
+        clock: Seconds, monotonic.
+        mark_rows: Rows to be moved before a new mark is taken.
+    """
+
+    def __init__(
+        self, dialect: Dialect, *, clock: Callable[[], float] = time.monotonic, mark_rows: int = _MARK_ROWS
+    ) -> None:
+        self._dialect = dialect
+        self._clock = clock
+        self._mark_rows = mark_rows
+        self._moved = 0
+        self._candidate: Optional[_Candidate] = None
+        self._ready: Optional[FrozenSet[int]] = None
+        self._suspects: FrozenSet[int] = frozenset()
+        self._began_at = self._swept_at = clock()
+        #: Looks start behind this id.
+        self.mark = NO_MARK
+
+    def needs_sweep(self, snapshot: Optional[str]) -> bool:
+        """Whether a look that starts at the mark may miss something, or tear a transaction apart.
+
+        Args:
+            snapshot: ``Dialect.snapshot_sql`` of the statement that looked.
+        """
+        if self.mark == NO_MARK or snapshot is None or self._dialect.has_ended(snapshot, self._suspects):
+            return True
+        took = self._swept_at - self._began_at
+        return self._clock() - self._swept_at >= max(_SWEEP_SECONDS, _SWEEP_SHARE * took)
+
+    def before_sweep(self, connection: Connection) -> None:
+        """Finds out whether the candidate can become the mark with the sweep that follows."""
+        self._began_at = self._clock()
+        self._ready = None
+        if self._candidate is None:
+            return
+        found = self._dialect.open_writers(connection)
+        # A prepared transaction goes under another name than it was listed by.
+        still = [
+            xid for writer, xid in found.items() if writer in self._candidate.writers or writer[:1] == "-"
+        ]
+        if None not in still:
+            # Who ends between this snapshot and the sweep's is suspected for nothing, and costs one sweep more.
+            snapshot = self._dialect.scalar(connection, "SELECT " + self._dialect.snapshot_sql)
+            self._ready = frozenset(
+                xid
+                for xid in still
+                if xid is not None and not self._dialect.has_ended(snapshot, frozenset((xid,)))
+            )
+
+    def after_sweep(self, *, complete: bool) -> None:
+        """Takes the candidate as the mark, if it can be.
+
+        Args:
+            complete: Whether everything that the sweep saw has been moved by now, and that was all there was.
+        """
+        self._swept_at = self._clock()
+        if self._candidate is None or self._ready is None or not complete:
+            return
+        self._suspects = self._ready
+        self.mark = self._candidate.mark
+        self._candidate = self._ready = None
+
+    def has_moved(self, rows: int, *, last_id: int) -> bool:
+        """Counts what was moved.
+
+        Args:
+            rows: How many.
+            last_id: The highest id among them.
+
+        Returns:
+            Whether it is time to :meth:`choose` the next mark.
+        """
+        self._moved += rows
+        return bool(self._dialect.snapshot_sql) and self._moved >= self._mark_rows and last_id > self.mark
+
+    def choose(self, connection: Connection, last_id: int) -> None:
+        """Makes *last_id* the candidate for the next mark.
+
+        Args:
+            connection: Reads.
+            last_id: Was moved, so it was given out before this call: whoever owns a lower one shows by now.
+        """
+        self._moved = 0
+        self._candidate = _Candidate(last_id, frozenset(self._dialect.open_writers(connection)))
