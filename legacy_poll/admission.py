@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Callable, Dict
 
-from .errors import ServerFull, TooManyPolls
+from .errors import Draining, ServerFull, TooManyPolls
 
 __all__ = ["Admission"]
 
@@ -24,6 +24,13 @@ class Admission:
         self._lock = threading.Lock()
         self._by_client: Dict[str, int] = {}
         self.held = 0
+        #: How many were refused for want of room.
+        self.refused = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Lets nobody in any more."""
+        self._closed = True
 
     def enter(self, client: str) -> Callable[[], None]:
         """Takes a place for *client*.
@@ -32,16 +39,21 @@ class Admission:
             What gives the place back; calling it again does nothing.
 
         Raises:
+            Draining: This worker is about to end.
             ServerFull: The worker holds as many as it may.
             TooManyPolls: This client does.
         """
+        if self._closed:
+            raise Draining("this worker is about to stop; another one takes the next request")
         with self._lock:
             theirs = self._by_client.get(client, 0)
             if self._max_held_per_client and theirs >= self._max_held_per_client:
+                self.refused += 1
                 raise TooManyPolls(
                     "this client holds %d polls: at most %d are allowed" % (theirs, self._max_held_per_client)
                 )
             if self.held >= self._max_held:
+                self.refused += 1
                 raise ServerFull(
                     "this worker holds %d polls: at most %d are allowed" % (self.held, self._max_held)
                 )

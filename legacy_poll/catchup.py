@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, FrozenSet, Hashable, Optional, TypeVar
 import gevent.event
 
 from .cursors import Cursor
+from .errors import ServerFull
 from .eventlog import EventLog
 from .events import Batch
 
@@ -35,10 +36,14 @@ class SingleFlight:
 
     Args:
         at_once: Most executions at a time.
+        most_waiting: Most different calls that wait for their turn; one more raises ServerFull.
         make_event: Makes what callers wait on; as for the hub.
     """
 
-    def __init__(self, at_once: int, *, make_event: Callable[[], Any] = gevent.event.Event) -> None:
+    def __init__(
+        self, at_once: int, *, most_waiting: int = 1000, make_event: Callable[[], Any] = gevent.event.Event
+    ) -> None:
+        self._most_waiting = most_waiting
         self._make_event = make_event
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(at_once)
@@ -52,6 +57,8 @@ class SingleFlight:
                 flight = self._boarding.get(key)
                 leads = flight is None
                 if flight is None:
+                    if len(self._boarding) >= self._most_waiting:
+                        raise ServerFull("%d reads of old events wait already" % self._most_waiting)
                     flight = self._boarding[key] = _Flight(self._make_event())
                 before = self._flying.get(key)
             if leads:
@@ -94,6 +101,7 @@ class CatchUp:
     Args:
         log: What to read.
         reads: Most reads at once.
+        most_waiting: Most different reads that wait for their turn.
         max_bytes: Most bytes of data in one answer.
         make_event: Makes what callers wait on; as for the hub.
     """
@@ -104,18 +112,25 @@ class CatchUp:
         *,
         reads: int,
         max_bytes: int,
+        most_waiting: int = 1000,
         make_event: Callable[[], Any] = gevent.event.Event,
     ) -> None:
         self._log = log
         self._max_bytes = max_bytes
-        self._flights = SingleFlight(reads, make_event=make_event)
+        #: How many reads there have been.
+        self.reads = 0
+        self._flights = SingleFlight(reads, most_waiting=most_waiting, make_event=make_event)
 
     def read_after(self, cursor: Optional[Cursor], *, channels: FrozenSet[str], limit: int) -> Batch:
         """As :meth:`EventLog.read_after`."""
         return self._flights.call(
             (cursor, channels, limit),
-            lambda: self._log.read_after(cursor, channels=channels, limit=limit, max_bytes=self._max_bytes),
+            lambda: self._read(cursor, channels, limit),
         )
+
+    def _read(self, cursor: Optional[Cursor], channels: FrozenSet[str], limit: int) -> Batch:
+        self.reads += 1
+        return self._log.read_after(cursor, channels=channels, limit=limit, max_bytes=self._max_bytes)
 
     def head(self) -> Cursor:
         """The cursor behind everything, not older than anything that was answered anywhere before this call.

@@ -153,8 +153,9 @@ class Settings:
             if not isinstance(key, str) or not key.startswith(PREFIX):
                 continue
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = "; did you mean %s?" % close[0] if close else ""
+                # Without the prefix, which would make every two of them alike.
+                close = difflib.get_close_matches(key[len(PREFIX) :].lower(), known.values(), n=1)
+                hint = "; did you mean %s%s?" % (PREFIX, close[0].upper()) if close else ""
                 raise ConfigError("%s is not a setting of legacy_poll%s" % (key, hint))
             values[known[key]] = mapping[key]
         values.update(overrides)
@@ -183,9 +184,15 @@ def _checked(setting: Any, value: Any) -> Any:
         raise ConfigError("%s is %s: %s is needed" % (name, shown(value), needed)) from None
     least, most = setting.metadata["least"], setting.metadata["most"]
     if not least <= number <= most or math.isinf(number):
-        bounds = "at least %g" % least if math.isinf(most) else "%g to %g" % (least, most)
+        bounds = (
+            "at least %s" % _plain(least) if math.isinf(most) else "%s to %s" % (_plain(least), _plain(most))
+        )
         raise ConfigError("%s is %s: %s is needed" % (name, shown(value), bounds))
     return number
+
+
+def _plain(number: float) -> str:
+    return "%d" % number if number == int(number) else "%g" % number
 
 
 def _as_int(value: Any) -> int:

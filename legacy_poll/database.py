@@ -14,20 +14,39 @@ import contextlib
 import os
 from typing import Any, Callable, Optional, Tuple, TypeVar
 
+from sqlalchemy import create_engine
 from sqlalchemy import event as listening
 from sqlalchemy import pool as pools
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from .config import Settings
 from .dialects import dialect_of
+from .errors import ConfigError
 
-__all__ = ["Database"]
+__all__ = ["Database", "make_engine"]
 
 Result = TypeVar("Result")
 #: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
 Offload = Callable[..., Any]
 _CONNECT_WAIT_SECONDS = 10
+
+
+def make_engine(url: str) -> Engine:
+    """An engine on *url*, which connects when it is used.
+
+    Raises:
+        ConfigError: Not a URL, or its driver is not installed.
+    """
+    try:
+        return create_engine(url)
+    except (ArgumentError, ImportError) as error:
+        # What cannot be parsed is not shown: it may have a password in it.
+        reason = "it is not an SQLAlchemy URL" if type(error) is ArgumentError else str(error)
+        raise ConfigError(
+            "LEGACY_POLL_DATABASE_URL cannot be used: %s; examples: sqlite:////var/lib/app/app.db, "
+            "postgresql+psycopg://user:password@host/name, mysql+pymysql://user:password@host/name" % reason
+        ) from error
 
 
 class Database:
@@ -156,17 +175,20 @@ class Database:
     def _make_engine(self, *, write: bool, pool_class: Any = None) -> Engine:
         theirs = self.engine.pool
         options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": True}
+        # A read that meets a dead connection is a tick of the publisher, nearly always, and makes all of them be opened
+        # anew; a write would be a POST that is refused, or a second outage in the log, after the database came back.
+        ping = write and self.dialect.pre_ping
         pool: pools.Pool
         if pool_class is not None:
             pool = pool_class(theirs._creator, **options)
         elif self._threaded:
             # The offload's threads stay; each keeps its connections, and no lock is shared between threads.
-            pool = pools.SingletonThreadPool(theirs._creator, pool_size=1000, **options)
+            pool = pools.SingletonThreadPool(theirs._creator, pool_size=1000, pre_ping=ping, **options)
         elif self.dialect.connection_per_thread:
             pool = pools.NullPool(theirs._creator, **options)
         else:
             size = 2 if write else self._settings.catchup_reads + 1
-            options.update(pre_ping=write and self.dialect.pre_ping, timeout=_CONNECT_WAIT_SECONDS)
+            options.update(pre_ping=ping, timeout=_CONNECT_WAIT_SECONDS)
             pool = pools.QueuePool(theirs._creator, pool_size=size, max_overflow=0, **options)
         listening.listen(
             pool,

@@ -8,11 +8,12 @@ import threading
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Union
 
 from flask import Blueprint, Flask, current_app, has_app_context, has_request_context, request
-from sqlalchemy import create_engine, select
+from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 from . import schema
 from .config import PREFIX, Settings
+from .database import make_engine
 from .errors import ConfigError, Forbidden, InvalidEvent, StorageBusy, StorageUnavailable, Unauthorized
 from .eventlog import append
 from .events import DEFAULT_CHANNEL, check_channels
@@ -41,6 +42,8 @@ class LegacyPoll:
         public: Whether anybody may read every channel. Exactly one of *authorize* and *public* is needed to serve.
         channels: What a poll reads that names no channel: an iterable, or a function called inside its request
             context. By default the channel ``default``.
+        client_key: Called inside a poll's request context; returns whom the limit for one client counts it for. By
+            default the client's address.
         name: Of the blueprint; another one for a second log in the same application.
 
     Settings come from the keys ``LEGACY_POLL_...`` of ``app.config``.
@@ -56,6 +59,7 @@ class LegacyPoll:
         authorize: Optional[Authorize] = None,
         public: bool = False,
         channels: Union[Iterable[str], Callable[[], Iterable[str]], None] = None,
+        client_key: Optional[Callable[[], str]] = None,
         name: str = "legacy_poll",
     ) -> None:
         if sum(each is not None for each in (engine, url, db)) > 1:
@@ -69,6 +73,7 @@ class LegacyPoll:
         self._public = public
         # A generator would be empty at the second poll.
         self._channels = channels if channels is None or callable(channels) else _checked(channels)
+        self._client_key = client_key
         self._name = name
         self._app: Optional[Flask] = None
         self._blueprint: Optional[Blueprint] = None
@@ -222,7 +227,14 @@ class LegacyPoll:
             raise Unauthorized("a valid publish token is needed: Authorization: Bearer ...")
 
     def client_of(self, request: Any) -> str:
-        """Who the limits count a request for: the peer's address."""
+        """Who the limits count a request for: the peer's address, or the one that our own proxies vouch for."""
+        if self._client_key is not None:
+            return str(self._client_key())
+        proxies = self.settings.trusted_proxies
+        if proxies:
+            forwarded = ",".join(request.headers.getlist("X-Forwarded-For")).split(",")
+            if len(forwarded) >= proxies and forwarded[-proxies].strip():
+                return str(forwarded[-proxies].strip())
         return request.remote_addr or "unknown"
 
     def publish_rows(self, rows: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -326,7 +338,7 @@ class _State:
     def _find_engine(self) -> Engine:
         url = self._poll._url or self._app.config.get(PREFIX + "DATABASE_URL")
         if url is not None and self._poll._db is None:
-            return create_engine(url)
+            return make_engine(url)
         db = self._poll._db
         if db is None:
             db = self._app.extensions.get("sqlalchemy")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable, FrozenSet, Optional
+from typing import Any, Callable, FrozenSet, Optional
 
 from .catchup import CatchUp
 from .cursors import Cursor
@@ -16,6 +16,9 @@ from .events import Batch
 from .hub import Hub
 
 __all__ = ["Hold", "Question"]
+
+
+Wait = Callable[[Any, float], None]
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,21 @@ class Hold:
         self._hub = hub
         self._catchup = catchup
         self._clock = clock
+        #: Whether nobody is held any more.
+        self.draining = False
 
-    def __call__(self, question: Question) -> Batch:
+    def drain(self) -> None:
+        """Answers everybody as at their timeout, now and from now on: this process is about to end."""
+        self.draining = True
+        self._hub.look_again()
+
+    def __call__(self, question: Question, wait: Optional[Wait] = None) -> Batch:
         """Waits for events, as long as the question says.
+
+        Args:
+            question: What is asked.
+            wait: Waits for an event, for so many seconds at most; by default the event's own ``wait``. What it raises
+                ends the hold.
 
         Returns:
             Batch; never with a cursor below the question's.
@@ -81,10 +96,16 @@ class Hold:
                 continue
             try:
                 left = deadline - self._clock()
-                if left > 0:
-                    found.event.wait(left)
+                if left > 0 and not self.draining:
+                    if wait is None:
+                        found.event.wait(left)
+                    else:
+                        wait(found.event, left)
             finally:
                 answer = self._hub.leave(found, limit=question.limit)
             if answer is not None:
                 return answer
+            if self.draining:
+                assert cursor is not None
+                return Batch((), cursor)
             verified = False  # the hub started afresh: so does this poll

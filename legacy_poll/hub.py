@@ -23,6 +23,7 @@ from typing import Any, Callable, Deque, Dict, FrozenSet, List, Optional, Sequen
 import gevent.event
 
 from .cursors import Cursor, check_of
+from .errors import ServerFull
 from .events import Batch, Event
 
 __all__ = ["Hub", "Group", "cut"]
@@ -65,6 +66,7 @@ class Hub:
         tail_events: Most events to remember.
         tail_bytes: Most bytes of data to remember, roughly.
         max_bytes: Most bytes of data in one answer.
+        max_group: Most polls that wait on one set of channels; 0 is no limit.
         make_event: Makes what a group waits on. gevent's serves the greenlets of one thread and no other thread;
             where each request has a thread of its own, it is ``threading.Event``.
     """
@@ -75,8 +77,10 @@ class Hub:
         tail_events: int,
         tail_bytes: int,
         max_bytes: int,
+        max_group: int = 0,
         make_event: Callable[[], Any] = gevent.event.Event,
     ) -> None:
+        self._max_group = max_group
         self._make_event = make_event
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
@@ -165,6 +169,9 @@ class Hub:
         Returns:
             A Batch when events are in memory; a Group to wait on, and to :meth:`leave`; None when only the log can
             tell.
+
+        Raises:
+            ServerFull: As many as may wait on these channels already.
         """
         with self._lock:
             ahead: Optional[Cursor] = None
@@ -182,6 +189,10 @@ class Hub:
                 group = self._groups[key] = Group(channels, ahead, self._make_event())
                 for channel in channels:
                     self._groups_on.setdefault(channel, {})[group] = None
+            if self._max_group and group.waiting >= self._max_group:
+                raise ServerFull(
+                    "%d polls wait on these channels: at most %d may" % (group.waiting, self._max_group)
+                )
             group.waiting += 1
             self.held += 1
             return group

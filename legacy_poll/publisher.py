@@ -33,6 +33,8 @@ logger = logging.getLogger("legacy_poll")
 _AFTER_HINT = (0.0, 0.001, 0.004, 0.015)
 #: While events flow, look this often, seconds; doubled at every look without any, up to the interval.
 _BUSY_SECONDS = 0.005
+#: Longest time between two calls of what the process wants watched, seconds.
+_WATCH_SECONDS = 0.25
 _READ_EVENTS = 1000
 _READ_BYTES = 8 * 1024 * 1024
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -50,6 +52,7 @@ class Publisher:
         hub: Who is told.
         settings: Intervals.
         check: Looks at the schema once; raises or returns a warning.
+        watch: Called before every tick, also while the database fails; what it does must be quick.
         clock: Seconds, monotonic.
         jitter: A number from 0 to 1.
     """
@@ -62,6 +65,7 @@ class Publisher:
         settings: Settings,
         *,
         check: Callable[[], Optional[str]],
+        watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -70,6 +74,7 @@ class Publisher:
         self._hub = hub
         self._settings = settings
         self._check = check
+        self._watch = watch
         self._clock = clock
         self._jitter = jitter
         self._stopped = threading.Event()
@@ -85,6 +90,8 @@ class Publisher:
         self._busy_since: Optional[float] = None
         self._busy_head = -1
         self._busy_named = False
+        #: Since the start: looks, events moved, rows set aside, outages.
+        self.ticks = self.moved = self.set_aside = self.outages = 0
         #: Why the last tick failed; None when it did not.
         self.failure: Optional[LegacyPollError] = None
 
@@ -117,8 +124,12 @@ class Publisher:
     def run(self) -> None:
         """Ticks until stopped."""
         while not self._stopped.is_set():
-            self._woken.wait(self.step())
+            left = self.step()
+            while left > 0 and not self._woken.wait(min(left, _WATCH_SECONDS)):
+                self._watch()
+                left -= _WATCH_SECONDS
             self._woken.clear()
+            self._watch()
 
     def step(self) -> float:
         """One tick, whatever becomes of it.
@@ -158,6 +169,7 @@ class Publisher:
             if warning:
                 logger.warning("legacy_poll: %s", warning)
             self._checked = True
+        self.ticks += 1
         glance = self._log.glance()
         if self._is_other_log(glance):
             self._prime(glance)
@@ -191,6 +203,8 @@ class Publisher:
 
     def _move(self, glance: Glance) -> Moved:
         moved = self._sequencer.move(glance)
+        self.moved += len(moved.events)
+        self.set_aside += len(moved.set_aside)
         for outbox_id, reason in moved.set_aside:
             logger.warning("legacy_poll: outbox row %s was set aside: %s", outbox_id, reason)
         if not moved.busy:
@@ -265,7 +279,9 @@ class Publisher:
         return pause
 
     def _failed(self, error: LegacyPollError) -> float:
-        # Once for each kind: one outage shows as a cut connection, then as a refused one, then as a database that starts.
+        # Once for each kind: an outage shows as a cut connection, a refused one, then a database that starts.
+        if self.failure is None:
+            self.outages += 1
         if type(self.failure) is not type(error):
             logger.error("legacy_poll: %s", error)
         self.failure = error

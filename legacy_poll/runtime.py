@@ -5,6 +5,7 @@ The parts are joined here and know each other only through their constructors.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Any, Callable, List, Optional, Tuple
@@ -26,11 +27,15 @@ from .errors import StorageUnavailable
 from .eventlog import EventLog
 from .hold import Hold
 from .hub import Hub
+from .metrics import Metrics
 from .publisher import Publisher
 from .sequencer import Sequencer
+from .stopping import find_worker, is_stopping
 from .wakeups import HostListener, NotifyListener, directory_of
 
 __all__ = ["Runtime"]
+
+logger = logging.getLogger("legacy_poll")
 
 
 class Runtime:
@@ -59,12 +64,14 @@ class Runtime:
             tail_events=settings.tail_events,
             tail_bytes=settings.tail_bytes,
             max_bytes=settings.max_response_bytes,
+            max_group=settings.max_group,
             make_event=make_event,
         )
         self.catchup = CatchUp(
             self.log,
             reads=settings.catchup_reads,
             max_bytes=settings.max_response_bytes,
+            most_waiting=settings.max_catchups,
             make_event=make_event,
         )
         self.hold = Hold(self.hub, self.catchup)
@@ -77,9 +84,12 @@ class Runtime:
             self.hub,
             settings,
             check=self._prepare,
+            watch=self._watch_server,
         )
+        self.metrics = Metrics()
         self._starting = threading.Lock()
         self._started = False
+        self._worker: Any = None
         self._listeners: List[Any] = []
         if settings.wakeup_directory != "off":
             place = directory_of(engine.url, configured=settings.wakeup_directory)
@@ -93,9 +103,25 @@ class Runtime:
             if self._started:
                 return
             self._started = True
+        self._worker = find_worker()
         self.publisher.start()
         for listener in self._listeners:
             listener.start()
+
+    def hints(self) -> List[str]:
+        """Where hints come from, beside the interval."""
+        return ["process"] + [listener.kind for listener in self._listeners if listener.hears]
+
+    def drain(self) -> None:
+        """Answers every held poll as at its timeout, and holds no more: the server is about to end."""
+        if not self.hold.draining:
+            logger.info("legacy_poll: draining %d held polls", self.admission.held)
+            self.admission.close()
+            self.hold.drain()
+
+    def _watch_server(self) -> None:
+        if is_stopping(self._worker):
+            self.drain()
 
     def stop(self) -> None:
         """Stops the publisher and the listeners; every held poll looks again."""

@@ -72,10 +72,10 @@ class StreamQuery(Schema):
 class EventBody(Schema):
     """One event in the body of POST /publish."""
 
-    channel = Anything()
+    channel = Anything(allow_none=True)
     data = Anything(required=True, allow_none=True)
-    type = Anything()
-    id = Anything()
+    type = Anything(allow_none=True)
+    id = Anything(allow_none=True)
 
 
 def load(schema: Schema, values: Mapping[str, Any]) -> Dict[str, Any]:

@@ -6,12 +6,12 @@ import os
 from typing import Mapping
 
 from flask import Flask
-from sqlalchemy.engine import make_url
 
+from .answers import register_error_shape
 from .config import Settings
+from .database import make_engine
 from .errors import ConfigError
 from .extension import LegacyPoll
-from .views import register_error_shape
 
 __all__ = ["create_app"]
 
@@ -35,13 +35,14 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Flask:
         )
     app = Flask("legacy_poll", static_folder=None)
     app.config.update({name: value for name, value in environ.items() if name.startswith("LEGACY_POLL_")})
+    engine = make_engine(settings.database_url)
     poll = LegacyPoll(
-        url=settings.database_url,
+        engine=engine,
         public=settings.public,
         authorize=None if settings.public else lambda channels: poll.allowed_by_token(channels),
     )
     poll.init_app(app)
-    if make_url(settings.database_url).get_backend_name() == "sqlite":
+    if engine.dialect.name == "sqlite":
         poll.upgrade()
     app.register_blueprint(poll.blueprint)
     register_error_shape(app)

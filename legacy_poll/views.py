@@ -5,20 +5,18 @@ A refusal comes in the order of its price: the query, the server's room, then wh
 
 from __future__ import annotations
 
-import json
 import logging
-import random
+import time
 from typing import Any, Dict, FrozenSet, List, Optional, Protocol
 
 from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
-from .catchup import CatchUp
+from .answers import NotReady, common_headers, from_app, json_response, not_ready, refusal, response_of
 from .errors import (
-    BodyTooLarge,
-    CursorGone,
+    ClientGone,
+    Draining,
     Forbidden,
-    InvalidEvent,
     LegacyPollError,
     MethodNotAllowed,
     NotFound,
@@ -26,15 +24,15 @@ from .errors import (
     SchemaError,
     SchemaMissing,
     StorageUnavailable,
-    TooManyPolls,
-    Unauthorized,
-    UnsupportedMediaType,
 )
-from .events import DEFAULT_CHANNEL, DEFAULT_TYPE, RESERVED_PREFIX
-from .hold import Hold, Question
-from .lanes import held_response
+from .events import RESERVED_PREFIX
+from .hold import Question
+from .lanes import Connection, QuietResponse, held_response
+from .metrics import Answered
+from .operators import check_operator, gauges, status
+from .publishing import events_in_body
 from .runtime import Runtime
-from .schemas import EventBody, load, single_values
+from .schemas import single_values
 from .wire import Answer, parse, render, render_error
 from .wire.longpoll import CURSOR_HEADER, parse_channels
 
@@ -42,24 +40,6 @@ __all__ = ["make_blueprint"]
 
 logger = logging.getLogger("legacy_poll")
 
-#: The window in which clients are asked to come back, seconds.
-_RETRY_SECONDS = (1, 5)
-_MAX_BODY_EVENTS = 1000
-_MAX_BODY_BYTES = 8 * 1024 * 1024
-_EVENT_BODY = EventBody()
-_EVENT_KEYS = frozenset(("channel", "data", "type", "id"))
-_CODES = {
-    kind.status: kind.code
-    for kind in (
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        MethodNotAllowed,
-        BodyTooLarge,
-        UnsupportedMediaType,
-        TooManyPolls,
-    )
-}
 #: Where a request keeps the response that holds a place for it.
 _HELD = "legacy_poll.held"
 # Methods that are refused by us, in our error shape, rather than by the app's router.
@@ -104,6 +84,8 @@ def make_blueprint(poll: Application, name: str) -> Blueprint:
     route("/stream", _stream, "GET")
     route("/cursor", _cursor, "GET")
     route("/publish", _publish, "POST")
+    route("/status", _status, "GET")
+    route("/metrics", _metrics, "GET")
     route("/health", _ready, "GET")
     route("/health/live", _live, "GET")
     route("/health/ready", _ready, "GET")
@@ -121,12 +103,12 @@ def _guarded(poll: Application, view: Any, method: str) -> Any:
             raise MethodNotAllowed("%s takes %s" % (request.path, method), allow=allow)
         return view(poll)
     except (RequestError, StorageUnavailable) as error:
-        return _response(_refusal(error, poll.runtime.catchup if isinstance(error, CursorGone) else None))
+        return response_of(refusal(error, poll.runtime))
     except HTTPException as error:
         # Of the app's own authorize(): its status and headers, in our shape. A redirect stays what it is.
         if error.response is not None or error.code is None or error.code < 400:
             raise
-        return _from_app(error)
+        return from_app(error)
 
 
 def _started(poll: Application) -> Runtime:
@@ -135,7 +117,7 @@ def _started(poll: Application) -> Runtime:
     runtime.start()
     failure = runtime.publisher.failure
     if isinstance(failure, (SchemaError, SchemaMissing)):
-        raise _not_ready(failure)
+        raise not_ready(failure)
     return runtime
 
 
@@ -150,11 +132,16 @@ def _stream(poll: Application) -> Response:
         release()
         raise
     question = Question(channels, asked.cursor, asked.now, asked.limit, asked.hold_seconds)
-    hold, catchup, empty = runtime.hold, runtime.catchup, asked.empty_status
     theirs: Any = current_app.response_class
-    response = held_response(theirs)(lambda: _answer(hold, catchup, question, empty), release)
+    response = held_response(theirs)(
+        lambda connection: _answer(runtime, question, asked.empty_status, connection),
+        release,
+        heartbeat_seconds=asked.heartbeat_seconds,
+        send_seconds=runtime.settings.send_seconds,
+        is_last=lambda: runtime.hold.draining,
+    )
     request.environ[_HELD] = response
-    _common_headers(response)
+    common_headers(response)
     return response
 
 
@@ -165,15 +152,29 @@ def _give_up(error: Optional[BaseException]) -> None:
         response.release()
 
 
-def _answer(hold: Hold, catchup: CatchUp, question: Question, empty_status: int) -> Answer:
-    """Runs outside every Flask context; always returns an answer."""
+def _answer(runtime: Runtime, question: Question, empty_status: int, connection: Connection) -> Answer:
+    """Runs outside every Flask context; returns an answer whatever happens, unless there is nobody to take it."""
+    began = time.monotonic()
+    events = 0
     try:
-        return render(hold(question), empty_status=empty_status)
+        batch = runtime.hold(question, connection.wait)
+        events = len(batch.events)
+        outcome = "events" if events else "empty"
+        # Behind a heartbeat the status is 200 for good, and a body there must be.
+        answer = render(batch, empty_status=200 if connection.beaten else empty_status)
+    except (ClientGone, OSError):
+        runtime.metrics.answered(Answered(0, "hangup", time.monotonic() - began, 0, 0))
+        raise
     except LegacyPollError as error:
-        return _refusal(error, catchup)
+        answer = refusal(error, runtime)
+        outcome = getattr(error, "code", "error")
     except Exception:  # told to the client as an error of ours, and whole to the log
         logger.exception("legacy_poll: a hold failed")
-        return render_error(LegacyPollError("internal error"))
+        answer = render_error(LegacyPollError("internal error"))
+        outcome = "internal_error"
+    status = 200 if connection.beaten else answer.status
+    runtime.metrics.answered(Answered(status, outcome, time.monotonic() - began, events, len(answer.body)))
+    return answer
 
 
 def _cursor(poll: Application) -> Response:
@@ -181,7 +182,7 @@ def _cursor(poll: Application) -> Response:
     token = single_values(request.args, ["token"]).get("token")
     _authorised(poll, parse_channels(request.args, runtime.settings), token)
     cursor = str(runtime.catchup.head())
-    return _json({"cursor": cursor}, headers={CURSOR_HEADER: cursor})
+    return json_response({"cursor": cursor}, headers={CURSOR_HEADER: cursor})
 
 
 def _publish(poll: Application) -> Response:
@@ -190,74 +191,49 @@ def _publish(poll: Application) -> Response:
         raise NotFound("publishing over HTTP is switched off; LEGACY_POLL_PUBLISH_TOKEN switches it on")
     poll.check_publish_token(_bearer())
     _started(poll)
-    rows = _events_in_body()
+    rows = events_in_body()
     published = poll.publish_rows(rows)
-    return _json({"events": published}, status=200 if all(each["duplicate"] for each in published) else 201)
+    return json_response(
+        {"events": published}, status=200 if all(each["duplicate"] for each in published) else 201
+    )
 
 
-def _events_in_body() -> Any:
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Content-Type is %r: application/json is needed" % request.mimetype)
-    length = request.content_length
-    if length is not None and length > _MAX_BODY_BYTES:
-        raise BodyTooLarge("the body has %d bytes: at most %d are allowed" % (length, _MAX_BODY_BYTES))
-    raw = request.stream.read(_MAX_BODY_BYTES + 1)
-    if len(raw) > _MAX_BODY_BYTES:
-        raise BodyTooLarge("the body has more than %d bytes" % _MAX_BODY_BYTES)
-    try:
-        body = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RequestError("the body is not JSON: %s" % error) from None
-    entries = body if isinstance(body, list) else [body]
-    if not entries:
-        raise RequestError("the body is an empty list: at least one event is needed")
-    if len(entries) > _MAX_BODY_EVENTS:
-        raise BodyTooLarge(
-            "the body has %d events: at most %d are allowed" % (len(entries), _MAX_BODY_EVENTS)
-        )
-    return [_event_in_body(entry) for entry in entries]
+def _status(poll: Application) -> Response:
+    runtime = _for_operator(poll)
+    return json_response(status(runtime))
 
 
-def _event_in_body(entry: Any) -> Any:
-    if not isinstance(entry, dict):
-        raise RequestError("an event is %s: an object is needed" % type(entry).__name__)
-    for key in entry:
-        if key not in _EVENT_KEYS:
-            raise InvalidEvent(key, entry[key], "an event has channel, data, type and id, and nothing else")
-    values = load(_EVENT_BODY, entry)
-    return {
-        "channel": values.get("channel", DEFAULT_CHANNEL),
-        "data": values["data"],
-        "type": values.get("type", DEFAULT_TYPE),
-        "id": values.get("id"),
-    }
+def _metrics(poll: Application) -> Response:
+    runtime = _for_operator(poll)
+    text = runtime.metrics.render(gauges(runtime))
+    response = QuietResponse(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+    common_headers(response)
+    return response
+
+
+def _for_operator(poll: Application) -> Runtime:
+    runtime = poll.runtime
+    client = poll.client_of(request)
+    check_operator(runtime.settings, client=client, headers=request.headers, token=_bearer())
+    runtime.start()
+    return runtime
 
 
 def _live(poll: Application) -> Response:
-    return _json({"status": "live"})
+    return json_response({"status": "live"})
 
 
 def _ready(poll: Application) -> Response:
     runtime = poll.runtime
     runtime.start()
     publisher = runtime.publisher
+    if runtime.hold.draining:
+        raise Draining("this worker is about to stop")
     if publisher.failure is not None:
-        raise _not_ready(publisher.failure)
+        raise not_ready(publisher.failure)
     if not publisher.live:
-        raise _NotReady("starting: the log has not been read yet", "starting")
-    return _json({"status": "ready"})
-
-
-class _NotReady(StorageUnavailable):
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def _not_ready(failure: LegacyPollError) -> _NotReady:
-    # Codes only: whoever asks need not be told which server does not answer.
-    code = getattr(failure, "code", "schema_mismatch")
-    return _NotReady("the database does not work for us; see this server's log", code)
+        raise NotReady("starting: the log has not been read yet", "starting")
+    return json_response({"status": "ready"})
 
 
 def _authorised(poll: Application, asked: Optional[FrozenSet[str]], token: Optional[str]) -> FrozenSet[str]:
@@ -277,60 +253,5 @@ def _bearer() -> Optional[str]:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _refusal(error: LegacyPollError, catchup: Optional[CatchUp]) -> Answer:
-    if isinstance(error, CursorGone) and catchup is not None:
-        try:
-            return render_error(error, cursor=catchup.head())
-        except StorageUnavailable as failure:
-            error = failure
-    if isinstance(error, StorageUnavailable) and type(error) is not _NotReady:
-        error = _NotReady("the database does not answer; try again later", error.code)
-    again = isinstance(error, StorageUnavailable) or getattr(error, "again_later", False)
-    return render_error(error, retry_after=random.randint(*_RETRY_SECONDS) if again else None)
-
-
-def _response(answer: Answer) -> Response:
-    response = Response(answer.body, status=answer.status)
-    for name, value in answer.headers:
-        response.headers[name] = value
-    _common_headers(response)
-    return response
-
-
-def _from_app(error: HTTPException) -> Response:
-    shape = RequestError(error.description or error.name)
-    shape.status = error.code or 500
-    shape.code = _CODES.get(shape.status, "refused")
-    response = _response(render_error(shape))
-    for name, value in error.get_headers():
-        if name not in ("Content-Type", "Content-Length"):
-            response.headers[name] = value
-    return response
-
-
-def _json(value: Any, *, status: int = 200, headers: Any = None) -> Response:
-    response = Response(json.dumps(value), status=status, content_type="application/json", headers=headers)
-    _common_headers(response)
-    return response
-
-
-def _common_headers(response: Response) -> None:
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-
-
 def _nothing() -> None:
     pass
-
-
-def register_error_shape(app: Any) -> None:
-    """Errors of *app*'s own router in our JSON shape; for the server by itself."""
-
-    def shaped(error: HTTPException) -> Any:
-        if error.response is not None or error.code is None or error.code < 400:
-            return error
-        current_app.logger.debug("refused: %s", error)
-        shape = NotFound("%s: no such resource" % request.path) if error.code == 404 else None
-        return _response(render_error(shape)) if shape is not None else _from_app(error)
-
-    app.register_error_handler(HTTPException, shaped)

@@ -10,12 +10,11 @@ from typing import Any, Optional, Tuple
 
 import click
 from flask import current_app, has_app_context
-from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..config import Settings
-from ..errors import ConfigError, LegacyPollError
+from ..database import make_engine
+from ..errors import LegacyPollError
 
 __all__ = ["main", "settled", "say"]
 
@@ -51,11 +50,7 @@ def settled(database_url: Optional[str] = None) -> Tuple[Engine, Settings]:
         state = next(iter(current_app.extensions["legacy_poll"].values()))
         return state.engine(), state.settings
     settings = Settings.from_environ()
-    url = database_url or settings.database_url
-    try:
-        return create_engine(url), settings
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise ConfigError("the database URL cannot be used: %s" % error) from error
+    return make_engine(database_url or settings.database_url), settings
 
 
 def say(value: Any, text: str, *, as_json: bool) -> None:

@@ -28,7 +28,7 @@ class Dialect:
     now_sql = ""
     #: SQL for the bytes of the outbox's data, cheap for large values.
     size_sql = "octet_length(data)"
-    #: Whether idle connections of a move may be ended by the server and must be tried before use.
+    #: Whether there is a server that may have ended a connection: one for writing is then tried before use.
     pre_ping = False
     #: Whether every thread needs connections of its own, and they cost nothing to open.
     connection_per_thread = False

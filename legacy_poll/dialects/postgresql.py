@@ -53,6 +53,7 @@ def _is_before(xid: int, other: int) -> bool:
 
 class PostgreSQL(Dialect):
     now_sql = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
+    pre_ping = True
 
     def driver_blocks(self) -> bool:
         driver = self.engine.dialect.driver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .standard import HeldResponse, held_response
+from .connection import Connection
+from .standard import HeldResponse, QuietResponse, held_response
 
-__all__ = ["HeldResponse", "held_response"]
+__all__ = ["Connection", "HeldResponse", "QuietResponse", "held_response"]

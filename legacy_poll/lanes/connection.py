@@ -7,7 +7,8 @@ bytes does not show. Keepalive probes find the phone that vanished without a wor
 
 Heartbeats are white space before the JSON, through WSGI's ``write``; after the first, the status is 200 for good.
 
-Where the server does not show the socket, or it is TLS, the wait is only a wait.
+Where requests have threads of their own, the socket is looked at once a second. Where the server does not show it, or
+it is TLS, the wait is only a wait.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Callable, Optional
 
 import gevent
 import gevent.event
+import gevent.monkey
 
 from ..errors import ClientGone
 
@@ -46,6 +48,10 @@ class Connection:
         self._beat = beat
         self._greenlet: Any = None
         self._unread = False
+        self._looks = False
+        self._beat_at = 0.0
+        #: Whether the server runs on gevent and shows its socket: what blocks can be given a time limit.
+        self.is_green = self._socket is not None and gevent.monkey.is_module_patched("socket")
         #: Whether a heartbeat has been sent, and the status with it.
         self.beaten = False
 
@@ -56,14 +62,15 @@ class Connection:
             ClientGone: The client hung up.
         """
         deadline = time.monotonic() + seconds
+        self._looks = not isinstance(event, gevent.event.Event)
         watcher = self._watch()
         try:
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._wait(event, self._slice(left)):
                     return
-                if self._unread and _is_over(self._socket):
-                    raise ClientGone("the client hung up behind bytes that were not read")
+                if (self._unread or self._looks) and _is_over(self._socket):
+                    raise ClientGone("the client hung up")
                 if self._heartbeat_seconds and time.monotonic() >= self._beat_at:
                     self._send_beat()
         finally:
@@ -74,7 +81,7 @@ class Connection:
     def _slice(self, left: float) -> float:
         if self._heartbeat_seconds:
             left = min(left, max(0.0, self._beat_at - time.monotonic()))
-        return min(left, _LOOK_SECONDS) if self._unread else left
+        return min(left, _LOOK_SECONDS) if self._unread or self._looks else left
 
     def _wait(self, event: gevent.event.Event, seconds: float) -> bool:
         self._greenlet = gevent.getcurrent()
@@ -89,6 +96,8 @@ class Connection:
             return None
         try:
             _probe(self._socket)
+            if self._looks:
+                return None
             watcher = gevent.get_hub().loop.io(self._socket.fileno(), 1)
         except (OSError, ValueError):
             raise ClientGone("the client hung up before it was held") from None
@@ -137,9 +146,18 @@ def _probe(connection: Any) -> None:
 
 
 def _is_over(connection: Any) -> bool:
-    if not hasattr(socket, "TCP_INFO") or connection.family not in (socket.AF_INET, socket.AF_INET6):
+    """Whether the other side has ended or reset the connection; also behind bytes that nobody read, on Linux."""
+    if connection is None:
         return False
     try:
-        return bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED)
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) or _is_half_closed(connection)
+    except BlockingIOError:
+        return False
     except OSError:
         return True
+
+
+def _is_half_closed(connection: Any) -> bool:
+    if not hasattr(socket, "TCP_INFO") or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED)

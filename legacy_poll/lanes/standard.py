@@ -10,15 +10,19 @@ What follows from it: ``after_request`` functions see status 200 where the answe
 
 from __future__ import annotations
 
+import errno
 import functools
-from typing import Any, Callable, Iterator, List, NoReturn, Optional, Tuple, Type
+from typing import Any, Callable, Iterable, Iterator, List, NoReturn, Optional, Tuple, Type
 
-from flask import Response
+import gevent
+from flask import Response, current_app, has_request_context, session
 from werkzeug.http import HTTP_STATUS_CODES
 
+from ..errors import ClientGone
 from ..wire import Answer
+from .connection import Connection
 
-__all__ = ["HeldResponse", "held_response"]
+__all__ = ["HeldResponse", "QuietResponse", "held_response"]
 
 _NOT_YET = (
     "the body of a held poll is not known yet: it comes when the hold has ended, after all after_request functions. "
@@ -26,28 +30,59 @@ _NOT_YET = (
 )
 
 
-class HeldResponse(Response):
+class QuietResponse(Response):
+    """A response that leaves the application's session cookie alone.
+
+    Flask writes the cookie of a permanent session with every response, which for a page that polls means all the
+    time, and each poll's bytes would differ from the last one's. A session that was changed is still written.
+    """
+
+    def set_cookie(self, key: str, *args: Any, **kwargs: Any) -> None:
+        if (
+            has_request_context()
+            and key == current_app.config["SESSION_COOKIE_NAME"]
+            and not session.modified
+        ):
+            return
+        super().set_cookie(key, *args, **kwargs)
+
+
+class HeldResponse(QuietResponse):
     """What the view returns for a poll.
 
     Args:
-        wait: Called once, outside every context; blocks until the answer is there.
+        wait: Called once with the :class:`Connection`, outside every context; blocks until the answer is there.
         release: Called when the response is over or was given up, whether *wait* was called or not; maybe twice.
+        heartbeat_seconds: Between two bytes of white space while held; 0 sends none.
+        send_seconds: Longest time that sending the answer may take.
+        is_last: Whether the connection is to be closed behind the answer; asked when the answer is there.
     """
 
     is_held = True
     automatically_set_content_length = False
     implicit_sequence_conversion = False
 
-    def __init__(self, wait: Callable[[], Answer], release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        wait: Callable[[Connection], Answer],
+        release: Callable[[], None],
+        *,
+        heartbeat_seconds: float = 0.0,
+        send_seconds: float = 60.0,
+        is_last: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(status=200, content_type="application/json")
         self.wait = wait
         self.release = release
+        self.heartbeat_seconds = heartbeat_seconds
+        self.send_seconds = send_seconds
+        self.is_last = is_last
         #: Whether the server has it, and will close it.
         self.taken = False
 
     def __call__(self, environ: Any, start_response: Any) -> "_LateBody":
         self.taken = True
-        return _LateBody(self, start_response)
+        return _LateBody(self, environ, start_response)
 
     def get_data(self, as_text: bool = False) -> NoReturn:
         raise RuntimeError(_NOT_YET)
@@ -88,9 +123,11 @@ def held_response(base: Type[Any]) -> Type[HeldResponse]:
 class _LateBody:
     """The WSGI iterable: waits at its first ``next``."""
 
-    def __init__(self, response: HeldResponse, start_response: Any) -> None:
+    def __init__(self, response: HeldResponse, environ: Any, start_response: Any) -> None:
         self._response = response
+        self._environ = environ
         self._start_response = start_response
+        self._write: Any = None
         self._started = False
         self._closed = False
 
@@ -102,11 +139,25 @@ class _LateBody:
             self._response.release()  # test clients may never close
             raise StopIteration
         self._started = True
-        answer = self._response.wait()
-        status = "%d %s" % (answer.status, HTTP_STATUS_CODES.get(answer.status, "Unknown").upper())
-        self._start_response(status, self._headers(answer))
+        connection = Connection(
+            self._environ, heartbeat_seconds=self._response.heartbeat_seconds, beat=self._beat
+        )
+        try:
+            answer = self._response.wait(connection)
+        except ClientGone as gone:
+            # What servers take for the end of a connection, and do not log as a fault.
+            self._response.release()
+            raise ConnectionResetError(errno.ECONNRESET, str(gone)) from None
+        if self._response.is_last():
+            self._close_behind()
+        if self._write is None:
+            status = "%d %s" % (answer.status, HTTP_STATUS_CODES.get(answer.status, "Unknown").upper())
+            self._write = self._start_response(status, self._headers(answer.headers))
         if not answer.body:
             self._response.release()
+            raise StopIteration
+        if connection.is_green and self._write is not None:
+            self._send(answer.body)
             raise StopIteration
         return answer.body
 
@@ -119,10 +170,33 @@ class _LateBody:
             finally:
                 self._response.close()
 
-    def _headers(self, answer: Answer) -> List[Tuple[str, str]]:
+    def _beat(self) -> None:
+        if self._write is None:
+            self._write = self._start_response(
+                "200 OK", self._headers((("Content-Type", "application/json"),))
+            )
+        self._write(b" ")
+
+    def _send(self, body: bytes) -> None:
+        # The server would send it for as long as the client takes it, a byte a minute.
+        with gevent.Timeout(self._response.send_seconds) as limit:
+            try:
+                self._write(body)
+            except gevent.Timeout as over:
+                if over is not limit:
+                    raise
+                raise ConnectionResetError(errno.ECONNRESET, "the client did not take the answer") from None
+
+    def _close_behind(self) -> None:
+        # A WSGI application may not say so itself, and gunicorn decided before the wait began.
+        force_close = getattr(getattr(self._start_response, "__self__", None), "force_close", None)
+        if force_close is not None:
+            force_close()
+
+    def _headers(self, late: Iterable[Tuple[str, str]]) -> List[Tuple[str, str]]:
         headers = self._response.headers
         headers.remove("Content-Type")  # a 204 has none; the others bring theirs
         headers.remove("Content-Length")
-        for name, value in answer.headers:
+        for name, value in late:
             headers[name] = value
         return [(name, value) for name, value in headers.to_wsgi_list()]

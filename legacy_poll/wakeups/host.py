@@ -64,6 +64,13 @@ class HostListener:
         self._socket: Optional[socket.socket] = None
         self._path = ""
 
+    kind = "host"
+
+    @property
+    def hears(self) -> bool:
+        """Whether the socket is there."""
+        return self._socket is not None
+
     def start(self) -> bool:
         """Binds the socket and listens; a greenlet where gevent patched threading, else a thread.
 

@@ -58,6 +58,8 @@ class NotifyListener:
         #: Whether notifications are known to arrive.
         self.hears = False
 
+    kind = "notify"
+
     def start(self) -> None:
         """Listens; in a greenlet where gevent patched threading, else in a thread."""
         threading.Thread(target=self.run, name="legacy_poll notify", daemon=True).start()

@@ -29,6 +29,7 @@ class PollRequest:
         now: ``cursor=now``.
         limit: Most events.
         hold_seconds: Longest wait.
+        heartbeat_seconds: Between two bytes of white space while held; 0 is none.
         empty_status: 204 or 200, for an empty answer.
         token: The channel token in the query, if any.
     """
@@ -38,6 +39,7 @@ class PollRequest:
     now: bool
     limit: int
     hold_seconds: float
+    heartbeat_seconds: float
     empty_status: int
     token: Optional[str]
 
@@ -72,6 +74,7 @@ def parse(arguments: Any, settings: Settings) -> PollRequest:
         now=now,
         limit=min(query.get("limit", settings.max_events), settings.max_events),
         hold_seconds=min(query["timeout"] / 1000.0, longest) if "timeout" in query else longest,
+        heartbeat_seconds=query.get("heartbeat", 0) / 1000.0,
         empty_status=int(query.get("empty", 204)),
         token=query.get("token"),
     )
