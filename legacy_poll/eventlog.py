@@ -21,11 +21,11 @@ from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
-from .errors import CursorExpired, CursorUnknown, SchemaMissing, StorageBusy
-from .events import Batch, Event, check_event_id, check_name, encode_data
+from .errors import CursorExpired, CursorUnknown, InvalidEvent, SchemaMissing, StorageBusy
+from .events import REVOKE_CHANNEL, Batch, Event, check_event_id, check_name, encode_data, new_event_id
 from .tables import event, log, outbox
 
-__all__ = ["EventLog", "Bounds", "Glance", "append"]
+__all__ = ["EventLog", "Bounds", "Glance", "append", "append_revocation"]
 
 #: Rows fetched at once, so that a page of the largest events stays small in memory.
 _PAGE_ROWS = 100
@@ -129,6 +129,23 @@ def append(
     }
     where.execute(_INSERT, row)
     return row["event_id"]
+
+
+def append_revocation(where: Any, subject: str) -> None:
+    """Adds the revocation of *subject* to the transaction that is open on *where*.
+
+    Raises:
+        InvalidEvent: *subject* is empty or not text.
+    """
+    if not isinstance(subject, str) or not subject:
+        raise InvalidEvent("subject", subject, "text is needed")
+    row = {
+        "event_id": new_event_id(),
+        "channel": REVOKE_CHANNEL,
+        "type": "revoke",
+        "data": encode_data({"subject": subject}, max_bytes=4096),
+    }
+    where.execute(_INSERT, row)
 
 
 class EventLog:

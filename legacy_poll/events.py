@@ -29,6 +29,8 @@ MAX_DEPTH = 200
 NAME_CHARACTERS = "A-Za-z0-9_.:/@~+=-"
 NAME_RULE = "1 to %d of the characters A-Z a-z 0-9 _ . : / @ ~ + = -"
 RESERVED_PREFIX = "$"
+#: The one reserved channel; its events have data {"subject": "..."}.
+REVOKE_CHANNEL = "$revoke"
 
 _NAME = re.compile("[%s]+" % NAME_CHARACTERS)
 # A string that never ends counts as one too: tried again from every quote in it, it would cost minutes.

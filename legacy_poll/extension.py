@@ -15,7 +15,7 @@ from . import schema
 from .config import PREFIX, Settings
 from .database import make_engine
 from .errors import ConfigError, Forbidden, InvalidEvent, StorageBusy, StorageUnavailable, Unauthorized
-from .eventlog import append
+from .eventlog import append, append_revocation
 from .events import DEFAULT_CHANNEL, check_channels
 from .runtime import Runtime
 from .tables import event
@@ -24,6 +24,9 @@ from .views import make_blueprint
 from .wakeups import HostSender, LocalWakeup, directory_of
 
 __all__ = ["LegacyPoll"]
+
+#: Where a request keeps the subject of its channel token.
+_SUBJECT = "legacy_poll.subject"
 
 Authorize = Callable[[FrozenSet[str]], Iterable[str]]
 
@@ -44,6 +47,8 @@ class LegacyPoll:
             context. By default the channel ``default``.
         client_key: Called inside a poll's request context; returns whom the limit for one client counts it for. By
             default the client's address.
+        subject: Called inside a poll's request context, after *authorize*; returns who asks, such as the id of the user
+            who is logged in, for :meth:`revoke`. By default the subject of the channel token, if there is one.
         name: Of the blueprint; another one for a second log in the same application.
 
     Settings come from the keys ``LEGACY_POLL_...`` of ``app.config``.
@@ -60,6 +65,7 @@ class LegacyPoll:
         public: bool = False,
         channels: Union[Iterable[str], Callable[[], Iterable[str]], None] = None,
         client_key: Optional[Callable[[], str]] = None,
+        subject: Optional[Callable[[], Optional[str]]] = None,
         name: str = "legacy_poll",
     ) -> None:
         if sum(each is not None for each in (engine, url, db)) > 1:
@@ -74,6 +80,7 @@ class LegacyPoll:
         # A generator would be empty at the second poll.
         self._channels = channels if channels is None or callable(channels) else _checked(channels)
         self._client_key = client_key
+        self._subject = subject
         self._name = name
         self._app: Optional[Flask] = None
         self._blueprint: Optional[Blueprint] = None
@@ -149,6 +156,26 @@ class LegacyPoll:
         self._wakeup.published(where)
         return event_id
 
+    def revoke(self, subject: str, where: Any = None) -> None:
+        """Ends what *subject* may read, in every worker: at a logout, say.
+
+        Held polls of the subject are answered with 401 at once, and channel tokens made for it before are refused.
+        The next poll is authorised anew.
+
+        Args:
+            subject: As ``subject=`` or the channel token names it.
+            where: A Session or Connection, to revoke if and when its transaction commits; by default at once.
+
+        Raises:
+            StorageUnavailable: The database failed; nothing was revoked.
+        """
+        if where is not None:
+            append_revocation(where, subject)
+            self._wakeup.published(where)
+            return
+        self.runtime.patient.write(lambda connection: append_revocation(connection, subject))
+        self._state.wake()
+
     def cursor(self) -> str:
         """The cursor behind everything committed and sequenced so far, for a page to start from.
 
@@ -218,7 +245,18 @@ class LegacyPoll:
         """An ``authorize`` for readers with a channel token."""
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         text = request.args.get("token") or (bearer.strip() if scheme.lower() == "bearer" else None)
-        return self._state.tokens().read(text).channels & channels
+        token = self._state.tokens().read(text)
+        if self.runtime.revocations.outdates(token.subject, token.issued):
+            raise Unauthorized("the channel token was revoked")
+        request.environ[_SUBJECT] = token.subject
+        return token.channels & channels
+
+    def subject_of_request(self) -> Optional[str]:
+        """Who asks, for :meth:`revoke`: as the application says, or the channel token."""
+        if self._subject is not None:
+            return self._subject()
+        found: Optional[str] = request.environ.get(_SUBJECT)
+        return found
 
     def check_publish_token(self, token: Optional[str]) -> None:
         """Raises Unauthorized unless *token* is the one that the settings name."""

@@ -128,6 +128,15 @@ class Hub:
             ended = self._end_all()
         _wake(ended)
 
+    def end(self, groups: Sequence[Group]) -> None:
+        """Ends the wait of *groups* without an answer: their polls look again, and may wait again."""
+        with self._lock:
+            ended = [group for group in groups if self._groups.get((group.channels, group.ahead)) is group]
+            for group in ended:
+                group.ended = True
+                self._remove(group)
+        _wake(ended)
+
     def deliver(self, events: Sequence[Event], cursor: Cursor) -> None:
         """Takes in *events*, which follow what was delivered before without a gap, and answers who waits for them.
 

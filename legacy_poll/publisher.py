@@ -21,7 +21,7 @@ from .config import Settings
 from .cursors import Cursor
 from .errors import LegacyPollError, SchemaError, StorageUnavailable
 from .eventlog import EventLog, Glance
-from .events import Event
+from .events import RESERVED_PREFIX, Event
 from .hub import Hub
 from .sequencer import Moved, Sequencer
 
@@ -52,6 +52,8 @@ class Publisher:
         hub: Who is told.
         settings: Intervals.
         check: Looks at the schema once; raises or returns a warning.
+        on_reserved: Called with the events of reserved channels, before they are delivered.
+        on_prime: Called when the hub starts afresh, after it stands at its new place.
         watch: Called before every tick, also while the database fails; what it does must be quick.
         clock: Seconds, monotonic.
         jitter: A number from 0 to 1.
@@ -65,6 +67,8 @@ class Publisher:
         settings: Settings,
         *,
         check: Callable[[], Optional[str]],
+        on_reserved: Callable[[List[Event]], None] = lambda events: None,
+        on_prime: Callable[[], None] = lambda: None,
         watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -74,6 +78,8 @@ class Publisher:
         self._hub = hub
         self._settings = settings
         self._check = check
+        self._on_reserved = on_reserved
+        self._on_prime = on_prime
         self._watch = watch
         self._clock = clock
         self._jitter = jitter
@@ -200,6 +206,7 @@ class Publisher:
                 glance.cursor,
             )
         self._hub.prime(cursor)
+        self._on_prime()
 
     def _move(self, glance: Glance) -> Moved:
         moved = self._sequencer.move(glance)
@@ -250,12 +257,16 @@ class Publisher:
             # Nothing moved and it is still torn: somebody deleted rows by hand. Memory starts behind the hole, or
             # this would go round for ever; what is before it, polls ask the log for.
             self._hub.prime(glance.cursor)
+            self._on_prime()
             return False
         self._torn = torn
         self._prime(glance)
         return True
 
     def _deliver_events(self, ours: Cursor, events: List[Event]) -> None:
+        reserved = [event for event in events if event.channel.startswith(RESERVED_PREFIX)]
+        if reserved:
+            self._on_reserved(reserved)
         last = events[-1]
         self._hub.deliver(events, ours.after(last.position, last.id))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import gevent
 import gevent.event
@@ -25,10 +25,12 @@ from .database import Database, Offload
 from .dialects import dialect_of
 from .errors import StorageUnavailable
 from .eventlog import EventLog
+from .events import REVOKE_CHANNEL, Event
 from .hold import Hold
 from .hub import Hub
 from .metrics import Metrics
 from .publisher import Publisher
+from .revocations import Revocations
 from .sequencer import Sequencer
 from .stopping import find_worker, is_stopping
 from .wakeups import HostListener, NotifyListener, directory_of
@@ -74,7 +76,8 @@ class Runtime:
             most_waiting=settings.max_catchups,
             make_event=make_event,
         )
-        self.hold = Hold(self.hub, self.catchup)
+        self.revocations = Revocations()
+        self.hold = Hold(self.hub, self.catchup, revocations=self.revocations)
         self.admission = Admission(
             max_held=settings.max_held, max_held_per_client=settings.max_held_per_client
         )
@@ -84,6 +87,8 @@ class Runtime:
             self.hub,
             settings,
             check=self._prepare,
+            on_reserved=self._take_reserved,
+            on_prime=self._load_revocations,
             watch=self._watch_server,
         )
         self.metrics = Metrics()
@@ -118,6 +123,22 @@ class Runtime:
             logger.info("legacy_poll: draining %d held polls", self.admission.held)
             self.admission.close()
             self.hold.drain()
+
+    def _take_reserved(self, events: Sequence[Event]) -> None:
+        for event in events:
+            subject = self.revocations.note(event)
+            if subject is not None:
+                self.hold.revoke(subject)
+
+    def _load_revocations(self) -> None:
+        # What was revoked before this worker started, for as long as the log remembers it.
+        cursor, more = None, True
+        while more:
+            batch = self.log.read_after(
+                cursor, channels=frozenset((REVOKE_CHANNEL,)), limit=1000, max_bytes=1 << 20
+            )
+            self._take_reserved(batch.events)
+            cursor, more = batch.cursor, batch.more
 
     def _watch_server(self) -> None:
         if is_stopping(self._worker):

@@ -18,6 +18,7 @@ nobody waits for them).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Set, Tuple
 
@@ -29,7 +30,7 @@ from .config import Settings
 from .database import Database
 from .errors import EventTooLarge, InvalidEvent, StorageBusy
 from .eventlog import Glance
-from .events import DEFAULT_TYPE, MAX_ID, Event, check_data, check_event_id, check_name
+from .events import DEFAULT_TYPE, MAX_ID, REVOKE_CHANNEL, Event, check_data, check_event_id, check_name
 from .tables import event, log, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
@@ -186,7 +187,7 @@ class Sequencer:
         return Event(
             position,
             check_event_id(event_id),
-            check_name("channel", channel),
+            channel if _is_revocation(channel, data) else check_name("channel", channel),
             check_name("type", DEFAULT_TYPE if type_ is None else type_),
             check_data(data, max_bytes=self._max_bytes),
             now,
@@ -219,6 +220,16 @@ class Sequencer:
         self._dialect.insert_events(connection, entries)
         if entries:
             connection.execute(_ADVANCE, {"new_head": head + len(entries)})
+
+
+def _is_revocation(channel: Any, data: Any) -> bool:
+    if channel != REVOKE_CHANNEL:
+        return False
+    try:
+        says = json.loads(data)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(says, dict) and isinstance(says.get("subject"), str)
 
 
 def _is_id(value: Any) -> bool:

@@ -27,11 +27,13 @@ class Token:
     Attributes:
         channels: That may be read.
         expires: Seconds since 1970.
+        issued: Seconds since 1970.
         subject: Who it was made for, or None.
     """
 
     channels: FrozenSet[str]
     expires: float
+    issued: float
     subject: Optional[str] = None
 
 
@@ -58,7 +60,8 @@ class Tokens:
             InvalidEvent: A bad channel name.
         """
         names = sorted(check_channels(channels))
-        says = {"c": names, "e": int(self._clock() + expires_seconds)}
+        now = self._clock()
+        says = {"c": names, "e": int(now + expires_seconds), "i": round(now, 3)}
         if subject is not None:
             says["s"] = subject
         return str(self._serializer.dumps(says))
@@ -73,7 +76,7 @@ class Tokens:
             raise Unauthorized("a channel token is needed: token=... or the header Authorization: Bearer ...")
         try:
             says = self._serializer.loads(text)
-            token = Token(frozenset(says["c"]), float(says["e"]), says.get("s"))
+            token = Token(frozenset(says["c"]), float(says["e"]), float(says["i"]), says.get("s"))
         except (BadSignature, KeyError, TypeError, ValueError, AttributeError):
             raise Unauthorized("the channel token is not one of ours") from None
         if self._clock() >= token.expires:

@@ -58,6 +58,8 @@ class Application(Protocol):
 
     def allowed(self, channels: FrozenSet[str], token: Optional[str]) -> FrozenSet[str]: ...
 
+    def subject_of_request(self) -> Optional[str]: ...
+
     def check_publish_token(self, token: Optional[str]) -> None: ...
 
     def publish_rows(self, rows: List[Dict[str, Any]]) -> List[Dict[str, Any]]: ...
@@ -124,14 +126,24 @@ def _started(poll: Application) -> Runtime:
 def _stream(poll: Application) -> Response:
     runtime = _started(poll)
     asked = parse(request.args, runtime.settings)
+    seen = runtime.revocations.serial
     waits = asked.hold_seconds > 0 and not asked.now
     release = runtime.admission.enter(poll.client_of(request)) if waits else _nothing
     try:
         channels = _authorised(poll, asked.channels, asked.token)
+        subject = poll.subject_of_request()
     except BaseException:
         release()
         raise
-    question = Question(channels, asked.cursor, asked.now, asked.limit, asked.hold_seconds)
+    question = Question(
+        channels,
+        asked.cursor,
+        asked.now,
+        asked.limit,
+        asked.hold_seconds,
+        subject=subject,
+        authorised_at=seen,
+    )
     theirs: Any = current_app.response_class
     response = held_response(theirs)(
         lambda connection: _answer(runtime, question, asked.empty_status, connection),

@@ -17,7 +17,7 @@ from ..cursors import Cursor
 from ..database import Database
 from ..errors import CursorGone, InvalidEvent, LegacyPollError
 from ..eventlog import EventLog, append
-from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, Event, check_channels
+from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, RESERVED_PREFIX, Event, check_channels
 from ..tokens import Tokens
 from ..wakeups import HostSender, directory_of
 from . import main, say, settled
@@ -199,7 +199,8 @@ def _from_log(
             cursor = log.bounds().cursor
             continue
         for event in batch.events:
-            yield _as_dict(event)
+            if names is not None or not event.channel.startswith(RESERVED_PREFIX):
+                yield _as_dict(event)
         cursor = batch.cursor
         if not batch.more:
             pause.wait(_LOOK_SECONDS)

@@ -145,8 +145,11 @@ class _LateBody:
         try:
             answer = self._response.wait(connection)
         except ClientGone as gone:
-            # What servers take for the end of a connection, and do not log as a fault.
+            # What servers take for the end of a connection, and do not log as a fault. The status is only for their
+            # access log, and is the one that nginx has for it.
             self._response.release()
+            if self._write is None:
+                self._start_response("499 CLIENT CLOSED REQUEST", [])
             raise ConnectionResetError(errno.ECONNRESET, str(gone)) from None
         if self._response.is_last():
             self._close_behind()
