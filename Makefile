@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 PROJECT = setup.cfg pyproject.toml
 
 # The servers and the browser that the tests start, as Debian names them.
-SYSTEM_PARTS = postgresql mariadb-server chromium sqlite3
+SYSTEM_PARTS = postgresql mariadb-server chromium sqlite3 curl
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

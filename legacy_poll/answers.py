@@ -78,8 +78,8 @@ def refusal(error: LegacyPollError, runtime: Optional[Runtime]) -> Answer:
     if isinstance(error, CursorGone) and runtime is not None:
         try:
             return render_error(error, cursor=runtime.catchup.head())
-        except StorageUnavailable as failure:
-            error = failure
+        except (StorageUnavailable, RequestError) as failure:
+            error = failure  # the database does not answer, or too many ask it
     if isinstance(error, StorageUnavailable) and not isinstance(error, NotReady):
         error = NotReady("the database does not answer; try again later", error.code)
     again = isinstance(error, StorageUnavailable) or getattr(error, "again_later", False)

@@ -23,14 +23,14 @@ _FALSE = ("0", "false", "no", "off", "")
 
 
 def _default_max_held() -> int:
-    """Half of the descriptors that this process may open, at least 100: the other half is the app's."""
+    """Half of the descriptors that this process may open, 100 to 10,000: the other half is the app's."""
     try:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except (ImportError, ValueError, OSError):
         return 1000
-    return 100_000 if limit < 0 else max(100, limit // 2)
+    return 10_000 if limit < 0 else min(10_000, max(100, limit // 2))
 
 
 def _setting(
@@ -82,7 +82,7 @@ class Settings:
     )
     max_held: int = _setting(
         _default_max_held,
-        "Most polls held at once by one worker; default half of its descriptor limit.",
+        "Most polls held at once by one worker; default half of its descriptor limit, 100 to 10,000.",
         least=0,
     )
     max_held_per_client: int = _setting(0, "Most polls held at once for one client address; 0: no limit.")

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import event as listening
 from sqlalchemy import pool as pools
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 
 from .config import Settings
 from .dialects import dialect_of
@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 #: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
 Offload = Callable[..., Any]
 _CONNECT_WAIT_SECONDS = 10
+#: Where a connection's record keeps which file it has open.
+_FILE = "legacy_poll.file"
 
 
 def make_engine(url: str) -> Engine:
@@ -172,6 +174,14 @@ class Database:
             self._engines = (pid, self._make_engine(write=False), self._make_engine(write=True))
         return self._engines[2] if write else self._engines[1]
 
+    def _remember_file(self, raw: Any, record: Any) -> None:
+        record.info[_FILE] = self.dialect.identity()
+
+    def _check_file(self, raw: Any, record: Any, proxy: Any) -> None:
+        now = self.dialect.identity()
+        if now is not None and now != record.info.get(_FILE):
+            raise DisconnectionError("the database file was replaced")
+
     def _make_engine(self, *, write: bool, pool_class: Any = None) -> Engine:
         theirs = self.engine.pool
         options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": True}
@@ -195,6 +205,9 @@ class Database:
             "connect",
             lambda raw, record: self.dialect.on_connect(raw, write=write, wait=self._wait_seconds),
         )
+        if self.dialect.is_file:
+            listening.listen(pool, "connect", self._remember_file)
+            listening.listen(pool, "checkout", self._check_file)
         engine = Engine(pool, self.engine.dialect, self.engine.url)
         if write:
             listening.listen(engine, "begin", self.dialect.on_begin)

@@ -99,7 +99,12 @@ class LegacyPoll:
             raise ConfigError(
                 "this application has a LegacyPoll named %r already: give one a name=" % self._name
             )
-        states[self._name] = _State(app, self, Settings.from_mapping(app.config))
+        settings = Settings.from_mapping(app.config)
+        if settings.public and not self._public:
+            raise ConfigError(
+                "LEGACY_POLL_PUBLIC is for the server by itself: inside an application say LegacyPoll(public=True)"
+            )
+        states[self._name] = _State(app, self, settings)
         self._app = app
         if self._engine is not None:
             self._wakeup.watch(self._engine)
@@ -265,9 +270,11 @@ class LegacyPoll:
             raise Unauthorized("a valid publish token is needed: Authorization: Bearer ...")
 
     def client_of(self, request: Any) -> str:
-        """Who the limits count a request for: the peer's address, or the one that our own proxies vouch for."""
-        if self._client_key is not None:
-            return str(self._client_key())
+        """Who the limits count a request for: an address, or the application's own key."""
+        return self.address_of(request) if self._client_key is None else str(self._client_key())
+
+    def address_of(self, request: Any) -> str:
+        """The peer's address, or the one that our own proxies vouch for; ``unknown`` where there is none."""
         proxies = self.settings.trusted_proxies
         if proxies:
             forwarded = ",".join(request.headers.getlist("X-Forwarded-For")).split(",")

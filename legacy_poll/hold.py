@@ -117,6 +117,8 @@ class Hold:
                 return found
             if found is None:
                 batch = self._catchup.read_after(cursor, channels=question.channels, limit=question.limit)
+                if self._is_revoked(question):
+                    continue  # while it was read
                 if batch.events or self._clock() >= deadline:
                     return batch
                 cursor, verified = batch.cursor, True

@@ -28,7 +28,7 @@ from sqlalchemy.engine import Connection
 from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .database import Database
-from .errors import EventTooLarge, InvalidEvent, StorageBusy
+from .errors import EventTooLarge, InvalidEvent, StorageBusy, StorageUnavailable
 from .eventlog import Glance
 from .events import DEFAULT_TYPE, MAX_ID, REVOKE_CHANNEL, Event, check_data, check_event_id, check_name
 from .tables import event, log, outbox, set_aside
@@ -135,6 +135,10 @@ class Sequencer:
             self._database.write(lambda connection: self._commit(connection, judged, glance.head))
         except (_Busy, StorageBusy):
             return Moved(busy=True)
+        except StorageUnavailable:
+            # Perhaps there was more to do than the time that a move may take allows: less then.
+            self._rows = max(1, len(rows) // 2)
+            raise
         if swept:
             self._backlog.after_sweep(complete=not more)
         last_id = rows[-1][0]

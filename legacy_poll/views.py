@@ -6,6 +6,7 @@ A refusal comes in the order of its price: the query, the server's room, then wh
 from __future__ import annotations
 
 import logging
+import random
 import time
 from typing import Any, Dict, FrozenSet, List, Optional, Protocol
 
@@ -40,6 +41,8 @@ __all__ = ["make_blueprint"]
 
 logger = logging.getLogger("legacy_poll")
 
+#: Holds are shortened at random by up to one part in this many.
+_JITTER = 16
 #: Where a request keeps the response that holds a place for it.
 _HELD = "legacy_poll.held"
 # Methods that are refused by us, in our error shape, rather than by the app's router.
@@ -53,6 +56,8 @@ class Application(Protocol):
     def runtime(self) -> Runtime: ...
 
     def client_of(self, request: Any) -> str: ...
+
+    def address_of(self, request: Any) -> str: ...
 
     def channels_for_request(self) -> FrozenSet[str]: ...
 
@@ -135,12 +140,14 @@ def _stream(poll: Application) -> Response:
     except BaseException:
         release()
         raise
+    # A fleet that connected together must not come back together.
+    hold_seconds = asked.hold_seconds * (1 - random.random() / _JITTER) if waits else 0.0
     question = Question(
         channels,
         asked.cursor,
         asked.now,
         asked.limit,
-        asked.hold_seconds,
+        hold_seconds,
         subject=subject,
         authorised_at=seen,
     )
@@ -225,7 +232,7 @@ def _metrics(poll: Application) -> Response:
 
 def _for_operator(poll: Application) -> Runtime:
     runtime = poll.runtime
-    client = poll.client_of(request)
+    client = poll.address_of(request)
     check_operator(runtime.settings, client=client, headers=request.headers, token=_bearer())
     runtime.start()
     return runtime

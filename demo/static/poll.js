@@ -12,7 +12,7 @@
  * - One request at a time, and schedule() is the one place that starts the next.
  * - The cursor moves after the events were applied, so what was not shown is asked for again. What was shown
  *   and comes again all the same (an answer that was lost on its way) is told by its id.
- * - The first request after a start or a failure does not hold: its prompt answer is what "live" stands on.
+ * - The first request after a start, a failure or a reload does not hold: its prompt answer is what "live" stands on.
  */
 (function (window, $) {
     "use strict";
@@ -188,6 +188,7 @@
                     return failed("The page could not load its orders");
                 }
                 cursor = next;
+                proven = false;
                 reloads += 1;
                 schedule(reloads > 1 ? pause(reloads) : 0, false);
             });

@@ -15,8 +15,9 @@ from sqlalchemy.engine import Engine
 from ..config import Settings
 from ..database import make_engine
 from ..errors import LegacyPollError
+from ..tokens import Tokens
 
-__all__ = ["main", "settled", "say"]
+__all__ = ["main", "settled", "signer", "say"]
 
 
 class _Group(click.Group):
@@ -51,6 +52,18 @@ def settled(database_url: Optional[str] = None) -> Tuple[Engine, Settings]:
         return state.engine(), state.settings
     settings = Settings.from_environ()
     return make_engine(database_url or settings.database_url), settings
+
+
+def signer() -> Tokens:
+    """What signs channel tokens: with the application's key, if there is one around the command.
+
+    Raises:
+        ConfigError: There is no key.
+    """
+    if _find_application():
+        tokens: Tokens = next(iter(current_app.extensions["legacy_poll"].values())).tokens()
+        return tokens
+    return Tokens(Settings.from_environ().secret_key)
 
 
 def say(value: Any, text: str, *, as_json: bool) -> None:

@@ -18,9 +18,8 @@ from ..database import Database
 from ..errors import CursorGone, InvalidEvent, LegacyPollError
 from ..eventlog import EventLog, append
 from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, RESERVED_PREFIX, Event, check_channels
-from ..tokens import Tokens
 from ..wakeups import HostSender, directory_of
-from . import main, say, settled
+from . import main, say, settled, signer
 from .tables import json_option, url_option
 
 _ROWS = 500
@@ -150,7 +149,7 @@ def tail(
 @json_option
 def token(channels: Tuple[str, ...], expires: int, subject: Optional[str], as_json: bool) -> None:
     """Print a channel token, signed with LEGACY_POLL_SECRET_KEY."""
-    text = Tokens(settled()[1].secret_key).make(channels, expires_seconds=expires, subject=subject)
+    text = signer().make(channels, expires_seconds=expires, subject=subject)
     say({"token": text}, text, as_json=as_json)
 
 

@@ -33,6 +33,9 @@ class Dialect:
     #: Whether every thread needs connections of its own, and they cost nothing to open.
     connection_per_thread = False
 
+    #: Whether the database is a file, which somebody may replace while connections are open.
+    is_file = False
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
@@ -47,6 +50,10 @@ class Dialect:
         """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
         level: Any = "READ COMMITTED" if write else "AUTOCOMMIT"
         self.engine.dialect.set_isolation_level(connection, level)
+
+    def identity(self) -> Any:
+        """What the URL means at this moment: a connection opened when it was something else must be opened anew."""
+        return None
 
     def on_begin(self, connection: Connection) -> None:
         """Opens a write transaction, where the driver does not do so by itself."""

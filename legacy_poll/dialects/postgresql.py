@@ -6,12 +6,11 @@ So: nothing per session that matters (SET LOCAL only), no prepared statements.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, FrozenSet, Iterator, Optional, Sequence
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
 
-from sqlalchemy import delete, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-from ..tables import outbox
 from .base import MOVE_SECONDS, Dialect, code_of
 
 __all__ = ["PostgreSQL"]
@@ -26,6 +25,13 @@ _LIMITS = text(
     " set_config('lock_timeout', :lock_ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
     # Sent if and when the transaction commits; costs no round trip here.
     " pg_notify('legacy_poll', '')"
+)
+# Arrays: a parameter for each value, or a statement for each row, costs the driver and the server twice as much.
+_DELETE = text("DELETE FROM legacy_poll_outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
+_INSERT_EVENTS = text(
+    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at)"
+    " SELECT * FROM unnest(CAST(:position AS bigint[]), CAST(:id AS text[]), CAST(:channel AS text[]),"
+    " CAST(:type AS text[]), CAST(:data AS text[]), CAST(:published_at AS text[]))"
 )
 _HOLDER = text(
     "SELECT a.pid, a.application_name, a.client_addr, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)"
@@ -132,7 +138,11 @@ class PostgreSQL(Dialect):
         # One statement: PostgreSQL has no gap locks, and nobody else locks committed outbox rows.
         if not ids:
             return 0
-        return int(connection.execute(delete(outbox).where(outbox.c.id.in_(list(ids)))).rowcount)
+        return int(connection.execute(_DELETE, {"ids": list(ids)}).rowcount)
+
+    def insert_events(self, connection: Connection, rows: List[Dict[str, Any]]) -> None:
+        if rows:
+            connection.execute(_INSERT_EVENTS, {name: [row[name] for row in rows] for name in rows[0]})
 
     def lock_holder(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_HOLDER).first()

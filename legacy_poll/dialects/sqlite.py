@@ -9,6 +9,7 @@ inside BEGIN IMMEDIATE. WAL, so that readers and the writer do not wait for each
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from typing import Any, Iterator, Optional
 
@@ -33,6 +34,7 @@ class SQLite(Dialect):
     now_sql = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
     size_sql = "length(CAST(data AS BLOB))"
     connection_per_thread = True
+    is_file = True
 
     def check(self) -> None:
         url = self.engine.url
@@ -52,6 +54,15 @@ class SQLite(Dialect):
             # Remembered in the file. Refused while others use it; then things work, only slower, until the next try.
             with contextlib.suppress(sqlite3.OperationalError):
                 connection.execute("PRAGMA journal_mode = WAL")
+
+    def identity(self) -> Any:
+        # A backup put in the file's place is another file, and who has the old one open would never see it. While
+        # there is none, a new connection would make an empty one: then the old one is kept.
+        try:
+            found = os.stat(str(self.engine.url.database))
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def on_begin(self, connection: Connection) -> None:
         # A transaction that reads first and writes later fails at once when another writer came between.

@@ -1,0 +1,313 @@
+"""Whatever is interleaved with whatever: all that committed is in the log, once, in an order that keeps its promises.
+
+Scripts of several connections, savepoints and sequencers, made up by hypothesis and shrunk when they fail. A low-water
+mark is taken after every few rows, so that each script meets it (PostgreSQL; the others have none).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from legacy_poll.backlog import NO_MARK
+from legacy_poll.eventlog import append
+from tests.contract.store import Store, between, run, series
+from tests.contract.test_publish import shop_order
+
+postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+WRITERS = 3
+steps = st.tuples(
+    st.sampled_from(
+        ["insert"] * 4 + ["commit", "rollback", "savepoint", "release", "undo", "write", "move", "tick"]
+    ),
+    st.integers(min_value=0, max_value=WRITERS - 1),
+)
+
+
+class Script:
+    """Plays steps on writers and sequencers, and keeps what must come of it."""
+
+    def __init__(self, stores, writers, begin):
+        self.stores = stores
+        self.begin = begin
+        self.writers = writers
+        self.connections = [None] * writers
+        self.savepoints = [[] for _ in range(writers)]
+        self.open_rows = [[] for _ in range(writers)]
+        self.committed = []
+        self.number = 0
+        self.clock = 0.0
+
+    def play(self, script):
+        for when, (step, which) in enumerate(script):
+            getattr(self, step)(which, when)
+        for which in range(self.writers):
+            self.commit(which, len(script) + which)
+        self.clock += 100
+        for store in self.stores:
+            store.drain()
+
+    def insert(self, which, when):
+        self.number += 1
+        append(self._connection(which), "orders", self.number)
+        self.open_rows[which].append((self.number, when))
+
+    def write(self, which, when):
+        # Something of the application's own: the transaction has an id now, but no row of ours.
+        self.number += 1
+        self._connection(which).execute(shop_order.insert(), {"id": self.number, "note": "x"})
+
+    def savepoint(self, which, when):
+        savepoint = self._connection(which).begin_nested()
+        self.savepoints[which].append((savepoint, len(self.open_rows[which])))
+
+    def release(self, which, when):
+        if self.savepoints[which]:
+            self.savepoints[which].pop()[0].commit()
+
+    def undo(self, which, when):
+        if self.savepoints[which]:
+            savepoint, rows = self.savepoints[which].pop()
+            savepoint.rollback()
+            del self.open_rows[which][rows:]
+
+    def commit(self, which, when):
+        if self.connections[which] is not None:
+            self.connections[which].commit()
+            self.committed.append((when, self.open_rows[which]))
+            self._end(which)
+
+    def rollback(self, which, when):
+        if self.connections[which] is not None:
+            self.connections[which].rollback()
+            self._end(which)
+
+    def move(self, which, when):
+        self.stores[which % len(self.stores)].move()
+
+    def tick(self, which, when):
+        # The next look is a sweep, by time.
+        self.clock += 2
+
+    def check(self, delivered):
+        place = {number: position for position, number in enumerate(delivered)}
+        rows = [number for _, transaction in self.committed for number, _ in transaction]
+        assert sorted(delivered) == sorted(rows)
+        for _, transaction in self.committed:
+            places = [place[number] for number, _ in transaction]
+            assert places == sorted(places), "a transaction was torn apart"
+        for ended, first in self.committed:
+            for _, second in self.committed:
+                for number, inserted in second:
+                    if ended < inserted:
+                        assert all(place[other] < place[number] for other, _ in first), "against real time"
+
+    def _connection(self, which):
+        if self.connections[which] is None:
+            self.connections[which] = self.begin()
+        return self.connections[which]
+
+    def _end(self, which):
+        self.connections[which].close()
+        self.connections[which] = None
+        self.savepoints[which], self.open_rows[which] = [], []
+
+
+@pytest.fixture
+def play(request, engine, tables):
+    """play(script): a log of its own for each script, two sequencers; checks what came of it."""
+    shop_order.create(engine)
+    request.addfinalizer(lambda: shop_order.drop(engine))
+
+    def play(script, writers=WRITERS):
+        for table in ("outbox", "event", "set_aside"):
+            run(engine, "DELETE FROM legacy_poll_%s" % table)
+        run(engine, "DELETE FROM shop_order")
+        run(engine, "UPDATE legacy_poll_log SET head = 0, oldest = 1")
+        with ExitStack() as stack:
+            played = Script([], writers, lambda: stack.enter_context(engine.connect()))
+            played.stores = [
+                Store(engine, mark_rows=2, clock=lambda: played.clock, move_rows=rows) for rows in (1000, 3)
+            ]
+            for store in played.stores:
+                stack.callback(store.close)
+            played.play(script)
+            played.check(played.stores[0].data())
+            played.stores[0].check()
+            assert played.stores[0].waiting() == 0
+            return played
+
+    return play
+
+
+BOTH_ENDS = [("insert", 0)] + [("insert", 1), ("commit", 1), ("move", 0)] * 6
+
+
+def tries(count):
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@postgresql
+@tries(60)
+@example(script=BOTH_ENDS + [("insert", 0), ("insert", 1), ("commit", 1), ("commit", 0), ("move", 0)])
+@example(script=[("write", 0)] + BOTH_ENDS[1:] + [("insert", 0), ("insert", 0), ("commit", 0), ("move", 0)])
+@example(
+    script=[("savepoint", 0)] + BOTH_ENDS + [("insert", 0), ("release", 0), ("insert", 0), ("commit", 0)]
+)
+@example(script=BOTH_ENDS + [("savepoint", 0), ("insert", 0), ("undo", 0), ("insert", 0), ("commit", 0)])
+@example(
+    script=BOTH_ENDS
+    + [("rollback", 0), ("insert", 1), ("insert", 2), ("commit", 2), ("move", 0), ("commit", 1)]
+)
+@given(script=st.lists(steps, max_size=60))
+def test_any_script_of_transactions_and_moves_keeps_the_promises_on_postgresql(play, script):
+    play(script)
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+@tries(20)
+@example(script=BOTH_ENDS + [("insert", 0), ("insert", 1), ("commit", 1), ("commit", 0), ("move", 0)])
+@given(script=st.lists(steps, max_size=40))
+def test_any_script_of_transactions_and_moves_keeps_the_promises_on_mariadb(play, script):
+    play(script)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@tries(30)
+@given(script=st.lists(steps, max_size=40))
+def test_any_script_of_one_writer_and_moves_keeps_the_promises_on_sqlite(play, script):
+    play([(step, 0 if step != "move" else which) for step, which in script], writers=1)
+
+
+# The low-water mark by itself.
+
+
+@pytest.fixture
+def marked(make_store, engine, begin):
+    """A store that has a mark, and a transaction that was open all the time and has published one row."""
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    long = begin()
+    append(long, "long", "first")
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark > NO_MARK
+    return store, long
+
+
+@postgresql
+def test_with_a_mark_an_open_transaction_still_delays_nobody(marked):
+    store, long = marked
+    store.publish("other")
+    store.move()
+    assert store.data(channels=["orders"]) == ["other"]
+    assert store.data(channels=["long"]) == []
+
+
+@postgresql
+def test_with_a_mark_a_transaction_that_published_below_and_above_it_is_not_torn(marked):
+    store, long = marked
+    append(long, "long", "last")
+    long.commit()
+    store.move()
+    assert store.data(channels=["long"]) == ["first", "last"]
+    store.check()
+
+
+@postgresql
+def test_with_a_mark_a_transaction_that_published_below_it_alone_is_found(marked):
+    store, long = marked
+    long.commit()
+    assert store.log.glance().waiting
+    store.move()
+    assert store.data(channels=["long"]) == ["first"]
+
+
+@postgresql
+def test_with_a_mark_a_transaction_that_commits_after_the_look_waits_for_the_next(marked):
+    store, long = marked
+    store.publish("other")
+    append(long, "long", "last")
+    glance = store.log.glance()
+    assert not glance.sweep
+    between(store, long.commit)
+    store.sequencer.move(glance)
+    assert store.data(channels=["long"]) == []
+    store.move()
+    assert store.data(channels=["long", "orders"]) == ["other", "first", "last"]
+
+
+@postgresql
+def test_with_a_mark_a_transaction_that_commits_between_glance_and_look_is_not_torn(marked):
+    store, long = marked
+    store.publish("other")
+    append(long, "long", "last")
+    glance = store.log.glance()
+    assert not glance.sweep
+    long.commit()
+    store.sequencer.move(glance)
+    assert store.data(channels=["long"]) == ["first", "last"]
+
+
+@postgresql
+def test_with_a_mark_the_rows_of_a_savepoint_keep_their_order_too(make_store, engine, begin):
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    long = begin()
+    savepoint = long.begin_nested()
+    append(long, "long", 1)
+    savepoint.commit()
+    second = long.begin_nested()
+    append(long, "long", 2)
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark > NO_MARK
+    append(long, "long", 3)
+    second.commit()
+    append(long, "long", 4)
+    long.commit()
+    store.move()
+    assert store.data(channels=["long"]) == [1, 2, 3, 4]
+
+
+@postgresql
+def test_an_id_given_by_hand_below_the_mark_is_found_by_the_next_sweep(make_store, engine):
+    now = [0.0]
+    store = make_store(mark_rows=10, clock=lambda: now[0])
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark > NO_MARK
+    run(
+        engine,
+        "INSERT INTO legacy_poll_outbox (id, channel, data) VALUES (-5, 'orders', '1'), (3, 'orders', '2')",
+    )
+    now[0] += 10
+    assert store.log.glance().waiting
+    store.move()
+    assert store.data(channels=["orders"]) == [1, 2]
+
+
+@postgresql
+def test_no_mark_is_taken_while_a_writer_has_not_been_identified(make_store, engine, begin):
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    quiet = begin()
+    # Holds the table's lock as an INSERT does, and has no transaction id: it may be about to ask for a row's id.
+    quiet.exec_driver_sql("LOCK TABLE legacy_poll_outbox IN ROW EXCLUSIVE MODE")
+    for _ in range(4):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark == NO_MARK
+    append(quiet, "quiet", 1)
+    for _ in range(2):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark > NO_MARK
+    append(quiet, "quiet", 2)
+    quiet.commit()
+    store.move()
+    assert store.data(channels=["quiet"]) == [1, 2]

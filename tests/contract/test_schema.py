@@ -1,0 +1,264 @@
+"""The tables come, and go, and say their version; what is not ours is not touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from legacy_poll import schema
+from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.tables import metadata
+from tests.contract.store import Store, run, two_writers
+from tests.servers import find_program
+
+pytestmark = pytest.mark.own_database
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = {
+    "legacy_poll_event",
+    "legacy_poll_log",
+    "legacy_poll_outbox",
+    "legacy_poll_set_aside",
+    "legacy_poll_setting",
+    "legacy_poll_version",
+}
+
+
+@pytest.fixture
+def bare(engine):
+    """A store on a database without our tables."""
+    store = Store(engine)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def users_tables(engine):
+    """What an application has in the same database, alembic's own table included; checks that it stays."""
+    columns = "(id INTEGER PRIMARY KEY, version_num VARCHAR(32))"
+    for name in ("shop_order", "alembic_version", "legacy_pollution"):
+        run(engine, "CREATE TABLE %s %s" % (name, columns))
+        run(engine, "INSERT INTO %s (id, version_num) VALUES (7, 'theirs')" % name)
+    yield
+    for name in ("shop_order", "alembic_version", "legacy_pollution"):
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT id, version_num FROM %s" % name)).all()
+        assert [tuple(row) for row in rows] == [(7, "theirs")]
+
+
+def table_names(engine):
+    return {name for name in inspect(engine).get_table_names() if name.startswith("legacy_poll_")}
+
+
+def set_version(engine, version):
+    run(engine, "UPDATE legacy_poll_version SET version_num = :version", version=version)
+
+
+@pytest.fixture
+def alembic(database_url):
+    """Runs the alembic command as a developer would; returns what it printed."""
+
+    def alembic(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", "-c", "setup.cfg", *arguments],
+            cwd=str(ROOT),
+            env={**os.environ, "LEGACY_POLL_DATABASE_URL": database_url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    return alembic
+
+
+def works(store):
+    store.insert({"channel": "no spaces", "data": "0"})
+    store.publish("works")
+    store.drain()
+    assert (store.data(), len(store.set_aside())) == (["works"], 1)
+
+
+def test_an_upgrade_makes_the_tables_and_a_second_one_does_nothing(engine, bare):
+    assert schema.upgrade(engine) is None
+    assert table_names(engine) == OURS
+    assert schema.check(bare.database) is None
+    log_id = bare.log.bounds().log_id
+    works(bare)
+    assert schema.upgrade(engine) == schema.REVISION
+    assert (bare.log.bounds().log_id, bare.data()) == (log_id, ["works"])
+
+
+def test_a_new_log_is_empty_and_starts_at_one(engine, bare):
+    schema.upgrade(engine)
+    first = bare.log.bounds()
+    assert (first.head, first.oldest, first.head_id) == (0, 1, None)
+    assert len(first.log_id) == 36
+
+
+def test_several_processes_may_upgrade_at_once(engine, bare, database_url):
+    code = (
+        "import sys; from sqlalchemy import create_engine; from legacy_poll.schema import upgrade;"
+        "engine = create_engine(sys.argv[1], future=True); sys.stdin.readline(); print(upgrade(engine))"
+    )
+    command = [sys.executable, "-c", code, database_url]
+    started = [
+        subprocess.Popen(
+            command, cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    try:
+        said = []
+        for process in started:
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        for process in started:
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err.decode()
+            said.append(out.decode().strip())
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert sorted(said) == [schema.REVISION] * 3 + ["None"]
+    works(bare)
+
+
+def test_missing_tables_are_told_with_the_command_that_makes_them(bare):
+    calls = [
+        bare.log.glance,
+        bare.log.bounds,
+        bare.read,
+        lambda: bare.log.trim("2024-01-01T00:00:00.000Z"),
+        lambda: schema.check(bare.database),
+    ]
+    for call in calls:
+        with pytest.raises(SchemaMissing, match="are missing; run: legacy-poll upgrade"):
+            call()
+    assert issubclass(SchemaMissing, StorageUnavailable)
+
+
+def test_tables_that_come_later_need_no_new_store(engine, bare):
+    with pytest.raises(SchemaMissing):
+        bare.log.glance()
+    schema.upgrade(engine)
+    works(bare)
+
+
+def test_a_newer_schema_of_the_same_line_is_worked_with_and_warned_of(store, engine):
+    set_version(engine, "1_0999")
+    warning = schema.check(store.database)
+    assert "version 1_0999, newer than this code's %s: upgrade the package soon" % schema.REVISION in warning
+    assert schema.upgrade(engine) == "1_0999"
+    works(store)
+
+
+def test_a_schema_of_another_line_is_refused(store, engine):
+    set_version(engine, "2_0001")
+    for call in (lambda: schema.check(store.database), lambda: schema.upgrade(engine)):
+        with pytest.raises(SchemaError, match="version 2_0001 and this code works with line 1 only"):
+            call()
+
+
+def test_an_older_schema_of_the_same_line_is_told_with_the_command_that_upgrades_it(store, engine):
+    set_version(engine, "1_0000")
+    with pytest.raises(
+        SchemaMissing, match="version 1_0000 and this code needs .*; run: legacy-poll upgrade"
+    ):
+        schema.check(store.database)
+
+
+def test_the_alembic_command_upgrades_checks_and_downgrades(engine, bare, users_tables, alembic):
+    alembic("upgrade", "head")
+    assert table_names(engine) == OURS
+    assert schema.check(bare.database) is None
+    log_id = bare.log.bounds().log_id
+    assert schema.upgrade(engine) == schema.REVISION
+    works(bare)
+    # Autogenerate sees nothing to do, whatever tables stand beside ours.
+    assert "No new upgrade operations detected" in alembic("check")
+    alembic("downgrade", "base")
+    assert table_names(engine) == {"legacy_poll_version"}
+    with pytest.raises(SchemaMissing):
+        schema.check(bare.database)
+    assert schema.upgrade(engine) is None
+    # The same tables, and another log.
+    assert bare.log.bounds().log_id != log_id
+    works(bare)
+
+
+def test_sql_for_a_database_administrator_makes_the_same_tables(
+    engine, bare, users_tables, alembic, database_server
+):
+    script = alembic("upgrade", "head", "--sql")
+    assert table_names(engine) == set()
+    if database_server is None:
+        command = [find_program("sqlite3"), "-bail", engine.url.database]
+    else:
+        command = database_server.client(engine.url.database)
+    done = subprocess.run(
+        command, input=script.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert table_names(engine) == OURS
+    assert schema.check(bare.database) is None
+    assert schema.upgrade(engine) == schema.REVISION
+    assert len(bare.log.bounds().log_id) >= 32
+    works(bare)
+    difference_is_empty(engine)
+
+
+def difference_is_empty(engine):
+    def ours(name, kind, parents):
+        return kind != "table" or name.startswith("legacy_poll_") and name != schema.VERSION_TABLE
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": ours})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_models_match_the_migrations(engine, tables, users_tables):
+    difference_is_empty(engine)
+
+
+def test_an_upgrade_touches_nothing_beside_its_own_tables(engine, bare, users_tables):
+    before = set(inspect(engine).get_table_names())
+    schema.upgrade(engine)
+    assert set(inspect(engine).get_table_names()) - before == OURS
+    works(bare)
+
+
+def test_the_outbox_has_no_unique_key_but_its_id(engine, tables):
+    found = inspect(engine)
+    assert found.get_unique_constraints("legacy_poll_outbox") == []
+    assert [index for index in found.get_indexes("legacy_poll_outbox") if index["unique"]] == []
+
+
+@two_writers
+def test_an_upgrade_that_cannot_be_done_says_why_and_leaves_no_lock(engine, bare):
+    run(engine, "CREATE TABLE legacy_poll_outbox (id INTEGER)")
+    with pytest.raises(StorageUnavailable, match="(?i)already exists"):
+        schema.upgrade(engine)
+    run(engine, "DROP TABLE legacy_poll_outbox")
+    run(engine, "DROP TABLE IF EXISTS legacy_poll_version")
+    schema.upgrade(engine)
+    works(bare)
+
+
+@two_writers
+def test_an_application_in_a_transaction_of_its_own_is_not_committed_by_an_upgrade(engine, bare):
+    run(engine, "CREATE TABLE shop_order (id INTEGER PRIMARY KEY)")
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO shop_order (id) VALUES (1)"))
+        schema.upgrade(engine)
+        connection.rollback()
+        assert connection.execute(text("SELECT count(*) FROM shop_order")).scalar() == 0

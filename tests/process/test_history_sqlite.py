@@ -1,0 +1,26 @@
+"""Promise 1 on SQLite: the history checker judges a run of three servers and eight writers that are stopped and killed.
+
+SQLite has one write transaction at a time, and a trigger in it gives the position. So no transaction stays open for
+long here: that would not be a race but a stop for all other writers. A worker holds the lock only when it moves what
+the trigger left alone (a row that is to be set aside and what stands behind it, long text beyond ASCII), and there it
+is stopped and killed, as publishers are in their transactions. While a writer is stopped nobody can write, but readers
+are answered.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.history.run import run
+from tests.history.workload import LEGACY_POLL, Workload
+
+EVENTS = 20_000
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_every_event_reaches_every_reader_once_in_one_order(database_url, tmp_path):
+    outcome = run(Workload(LEGACY_POLL, database_url, str(tmp_path), EVENTS, open_seconds=2.0), faults=True)
+    print(outcome)
+    assert outcome.report.held, str(outcome.report)
+    assert outcome.report.events >= EVENTS
+    assert "Traceback" not in outcome.server_log, outcome.server_log

@@ -1,0 +1,23 @@
+"""The checker must reject a log whose cursor is the auto-increment id: who guards the guard.
+
+It is the run of the other history tests, without faults: nobody is stopped or killed, and events are lost all the
+same. `python -m tests.history` measures how many, with its table for the README.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.history.checker import LOST
+from tests.history.run import run
+from tests.history.workload import DELAY_SECONDS, HOME_MADE, Workload
+
+EVENTS = 5_000
+
+
+@pytest.mark.parametrize("open_seconds", [DELAY_SECONDS, 2.0])
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+def test_a_log_by_auto_increment_ids_is_rejected(database_url, tmp_path, open_seconds):
+    outcome = run(Workload(HOME_MADE, database_url, str(tmp_path), EVENTS, open_seconds))
+    print(outcome)
+    assert LOST in outcome.report.kinds

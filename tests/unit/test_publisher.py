@@ -1,0 +1,626 @@
+"""The loop by hand: each `step` is a call, each pause a number, and the log does what the test says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from legacy_poll import publisher as room
+from legacy_poll.config import Settings
+from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.hub import Group, Hub
+from legacy_poll.publisher import Publisher
+from tests.unit.memory_log import Clock, MemoryLog, MemorySequencer, positions
+from tests.waiting import until
+
+ORDERS = frozenset(["orders"])
+
+
+class Worker:
+    """A publisher with a log, a sequencer, a hub and a clock; `run` for as long as it takes to be idle."""
+
+    def __init__(self, log=None, jitter=0.5, **settings):
+        self.log = log or MemoryLog()
+        self.sequencer = MemorySequencer(self.log)
+        self.settings = Settings(**settings)
+        self.hub = Hub(
+            tail_events=self.settings.tail_events,
+            tail_bytes=self.settings.tail_bytes,
+            max_bytes=self.settings.max_response_bytes,
+        )
+        self.clock = Clock()
+        self.jitter = jitter
+        self.checks = []
+        self.publisher = Publisher(
+            self.log,
+            self.sequencer,
+            self.hub,
+            self.settings,
+            check=self._check,
+            clock=self.clock,
+            jitter=lambda: self.jitter,
+        )
+
+    def _check(self):
+        outcome = self.checks.pop(0) if self.checks else None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def step(self):
+        return self.publisher.step()
+
+    def steps(self, count):
+        """The pauses after *count* steps; the clock goes on by each."""
+        pauses = []
+        for _ in range(count):
+            pauses.append(self.step())
+            self.clock.now += pauses[-1]
+        return pauses
+
+    def settle(self):
+        """Steps until there is nothing to do; returns how many it took."""
+        for count in range(1, 50):
+            if self.step() > 0:
+                return count
+        raise AssertionError("50 steps, and it goes round and round")
+
+    def seen(self, cursor=None):
+        """Positions in memory behind *cursor*, by default behind the floor."""
+        found = self.hub.join(ORDERS, cursor or self.log.cursor(0), limit=10_000)
+        if isinstance(found, Group):
+            self.hub.leave(found, limit=1)
+            return []
+        return None if found is None else positions(found)
+
+
+@pytest.fixture
+def worker():
+    return Worker()
+
+
+@pytest.fixture
+def told(caplog):
+    """The messages of the log so far: [(level, text)]."""
+    caplog.set_level(logging.INFO, logger="legacy_poll")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+# What a tick does.
+
+
+def test_the_first_tick_reads_the_recent_end_of_the_log():
+    worker = Worker(tail_events=3)
+    for _ in range(10):
+        worker.log.append("orders")
+    worker.settle()
+    assert worker.seen(worker.log.cursor(7)) == [8, 9, 10]
+    assert worker.hub.cursor == worker.log.cursor(10)
+
+
+def test_the_first_tick_reads_only_what_is_retained(worker):
+    for _ in range(10):
+        worker.log.append("orders")
+    worker.log.forget(8)
+    worker.settle()
+    assert worker.seen(worker.log.cursor(7)) == [8, 9, 10]
+
+
+def test_what_others_put_into_the_log_is_delivered(worker):
+    worker.settle()
+    worker.log.append("orders")
+    worker.settle()
+    assert worker.seen() == [1]
+
+
+def test_what_is_in_the_outbox_is_moved_and_delivered_without_being_read_again(worker, monkeypatch):
+    worker.settle()
+    monkeypatch.setattr(worker.log, "read_new", None)
+    worker.log.outbox += ["orders", "orders"]
+    worker.settle()
+    assert worker.seen() == [1, 2]
+
+
+def test_what_others_moved_before_us_comes_first(worker):
+    worker.settle()
+    worker.log.append("orders")
+    worker.log.outbox.append("orders")
+    worker.settle()
+    assert worker.seen() == [1, 2]
+
+
+def test_what_others_moved_meanwhile_is_read_with_our_own(worker):
+    """The glance saw no event, then another worker moved one, then ours moved one: both are delivered, in order."""
+    worker.settle()
+    worker.log.outbox.append("orders")
+    move = worker.sequencer.move
+
+    def late(glance):
+        moved = move(glance)
+        worker.log.append("orders")
+        return moved
+
+    worker.sequencer.move = late
+    worker.settle()
+    worker.settle()
+    assert worker.seen() == [1, 2]
+
+
+def test_a_full_outbox_is_moved_without_pauses(worker):
+    worker.settle()
+    worker.sequencer.most = 10
+    worker.log.outbox += ["orders"] * 35
+    pauses = worker.steps(4)
+    assert pauses == [0.0, 0.0, 0.0, 0.0]
+    assert worker.seen() == list(range(1, 36))
+
+
+def test_a_row_that_is_set_aside_is_named_in_the_log(worker, told):
+    worker.log.outbox.append("orders")
+    worker.sequencer.set_aside = ((17, "channel is 'no way': 1 to 200 of the characters"),)
+    worker.settle()
+    assert any("outbox row 17 was set aside: channel is 'no way'" in text for _, text in told())
+
+
+def test_the_schema_is_looked_at_once(worker):
+    worker.checks += [None, AssertionError("looked at twice")]
+    worker.steps(3)
+    assert worker.publisher.failure is None
+
+
+def test_a_warning_about_the_schema_is_told_once(worker, told):
+    worker.checks.append("the tables are newer than this code")
+    worker.steps(3)
+    assert told() == [("WARNING", "legacy_poll: the tables are newer than this code")]
+
+
+def test_live_means_that_the_log_was_read_and_that_it_works(worker):
+    assert not worker.publisher.live
+    worker.step()
+    assert worker.publisher.live
+    worker.log.failure = StorageUnavailable("gone")
+    worker.step()
+    assert not worker.publisher.live
+
+
+# The position.
+
+
+class Raises:
+    """A hub whose deliveries fail as often as told."""
+
+    def __init__(self, hub, times):
+        self._hub = hub
+        self.times = times
+        self.delivered = []
+
+    def __getattr__(self, name):
+        return getattr(self._hub, name)
+
+    def deliver(self, events, cursor):
+        if self.times:
+            self.times -= 1
+            raise MemoryError("no room")
+        self.delivered += [event.position for event in events]
+        self._hub.deliver(events, cursor)
+
+
+@pytest.mark.parametrize("moved_by_us", [True, False])
+def test_the_position_moves_only_when_the_delivery_has_returned(moved_by_us):
+    worker = Worker()
+    worker.settle()
+    hub = worker.publisher._hub = Raises(worker.hub, times=2)
+    (worker.log.outbox.append if moved_by_us else worker.log.append)("orders")
+    assert worker.step() > 0 and worker.step() > 0
+    assert worker.hub.cursor == worker.log.cursor(0)
+    worker.step()
+    assert hub.delivered == [1]
+    assert worker.hub.cursor == worker.log.cursor(1)
+
+
+# Failure.
+
+
+def test_a_failing_tick_never_ends_the_loop(worker, told):
+    """Also a fault of ours: it is logged whole, once, and tried again."""
+    worker.settle()
+    worker.publisher._hub = Raises(worker.hub, times=3)
+    worker.log.append("orders")
+    assert all(0 < pause <= 2 for pause in worker.steps(3))
+    levels = [level for level, text in told() if "a tick failed" in text]
+    assert levels == ["ERROR"]
+    worker.settle()
+    assert worker.seen() == [1]
+
+
+def test_the_loop_itself_survives_what_a_tick_raises(worker):
+    """`run` in a thread, with no pauses: it fails a few times, goes on, and ends when it is told to."""
+    worker.jitter = 0
+    outcomes = [StorageUnavailable("gone"), ValueError("a fault of ours"), SchemaMissing("no tables")]
+    failed = list(outcomes)
+    glance = worker.log.glance
+
+    def fails():
+        if outcomes:
+            raise outcomes.pop()
+        return glance()
+
+    worker.log.glance = fails
+    worker.publisher._failed, backoff = (lambda error: min(backoff(error), 0.001)), worker.publisher._failed
+    worker.log.append("orders")
+    worker.publisher.start()
+    until(lambda: worker.hub.cursor == worker.log.cursor(1))
+    assert not outcomes and len(failed) == 3
+    worker.publisher.stop()
+    worker.publisher._thread.join(10)
+    assert not worker.publisher._thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("gone"), SchemaError("another line")])
+def test_an_outage_is_told_once_and_its_end_once(worker, told, error):
+    worker.settle()
+    worker.log.failure = error
+    worker.steps(20)
+    worker.log.failure = None
+    worker.steps(3)
+    assert told() == [
+        ("ERROR", "legacy_poll: {}".format(error)),
+        ("WARNING", "legacy_poll: the database works again"),
+    ]
+
+
+def test_another_reason_is_told_again(worker, told):
+    worker.log.failure = StorageUnavailable("gone")
+    worker.steps(2)
+    worker.log.failure = SchemaMissing("no tables")
+    worker.steps(2)
+    assert [text for _, text in told()] == ["legacy_poll: gone", "legacy_poll: no tables"]
+
+
+def test_the_second_outage_is_told_as_well(worker, told):
+    for _ in range(2):
+        worker.log.failure = StorageUnavailable("gone")
+        worker.steps(2)
+        worker.log.failure = None
+        worker.steps(2)
+    assert [level for level, _ in told()] == ["ERROR", "WARNING"] * 2
+
+
+def test_tables_that_come_late_are_found(worker, told):
+    worker.checks += [SchemaMissing("the tables are missing; run: legacy-poll upgrade")] * 2
+    worker.steps(2)
+    assert not worker.publisher.live
+    worker.step()
+    assert worker.publisher.live
+    assert told()[0] == ("ERROR", "legacy_poll: the tables are missing; run: legacy-poll upgrade")
+
+
+@pytest.mark.parametrize(
+    "jitter, expected",
+    [(0.0, [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]), (1.0, [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])],
+)
+def test_the_backoff_doubles_between_bounds_with_jitter(jitter, expected):
+    worker = Worker(jitter=jitter)
+    worker.log.failure = StorageUnavailable("gone")
+    assert worker.steps(7) == pytest.approx(expected)
+    for _ in range(100):
+        assert worker.step() <= 2.0
+
+
+def test_after_an_outage_the_backoff_starts_again(worker):
+    worker.log.failure = StorageUnavailable("gone")
+    worker.steps(10)
+    worker.log.failure = None
+    worker.settle()
+    worker.log.failure = StorageUnavailable("gone again")
+    assert worker.step() == pytest.approx(0.075)
+
+
+def test_an_outage_costs_held_polls_nothing_but_time(worker):
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    worker.log.failure = StorageUnavailable("gone")
+    worker.steps(5)
+    assert not poll.event.is_set()
+    worker.log.failure = None
+    worker.log.append("orders")
+    worker.settle()
+    assert poll.event.is_set()
+    assert positions(worker.hub.leave(poll, limit=10)) == [1]
+
+
+# Pauses.
+
+
+def test_an_idle_log_is_looked_at_every_interval():
+    worker = Worker(poll_interval_seconds=0.05)
+    worker.settle()
+    worker.steps(10)
+    assert worker.steps(3) == [0.05, 0.05, 0.05]
+
+
+def test_while_events_flow_looks_come_sooner_and_then_calm_down():
+    worker = Worker(poll_interval_seconds=0.05)
+    worker.steps(10)
+    worker.log.append("orders")
+    assert worker.steps(7) == pytest.approx([0, 0.005, 0.01, 0.02, 0.04, 0.05, 0.05])
+
+
+def test_an_interval_shorter_than_that_is_kept():
+    worker = Worker(poll_interval_seconds=0.001)
+    worker.settle()
+    worker.log.append("orders")
+    assert worker.steps(3) == [0, 0.001, 0.001]
+
+
+def test_after_a_hint_it_looks_at_0_1_5_and_20_milliseconds(worker):
+    """The hint may come before its commit."""
+    worker.steps(10)
+    worker.publisher.wake()
+    at, looked = worker.clock.now, []
+    for _ in range(5):
+        looked.append(round(1000 * (worker.clock.now - at)))
+        worker.steps(1)
+    assert sorted(set(looked)) == [0, 1, 5, 20]
+    assert worker.step() == 0.05
+
+
+@pytest.mark.parametrize("missed", [0, 1, 2, 3])
+def test_a_commit_that_comes_after_its_hint_is_found(worker, missed):
+    worker.steps(10)
+    worker.publisher.wake()
+    worker.steps(1 + missed)
+    worker.log.append("orders")
+    worker.step()
+    assert worker.seen() == [1]
+
+
+def test_a_hint_ends_the_pause_under_way():
+    worker = Worker(poll_interval_seconds=60)
+    worker.publisher.start()
+    until(lambda: worker.hub.cursor is not None)
+    worker.log.append("orders")
+    worker.publisher.wake()
+    until(lambda: worker.hub.cursor == worker.log.cursor(1))
+    worker.log.append("orders")
+    worker.publisher.wake_once()
+    until(lambda: worker.hub.cursor == worker.log.cursor(2))
+    worker.publisher.stop()
+    worker.publisher._thread.join(10)
+    assert not worker.publisher._thread.is_alive()
+
+
+def test_a_hint_during_the_tick_is_not_lost(worker):
+    """It comes after the glance and before the pause."""
+    worker.settle()
+    glance = worker.log.glance
+
+    def hinted():
+        found = glance()
+        worker.log.glance = glance
+        worker.publisher.wake()
+        worker.log.append("orders")
+        return found
+
+    worker.log.glance = hinted
+    assert worker.step() == 0.0
+    worker.step()
+    assert worker.seen() == [1]
+
+
+def test_two_requests_that_come_first_start_one_loop(worker, monkeypatch):
+    """In threads: the second asks for the start while the first is about to make the thread."""
+    made = []
+    real = threading.Thread
+
+    class Slow(real):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+            if len(made) == 1:
+                second = real(target=worker.publisher.start, daemon=True)
+                second.start()
+                second.join(0.1)  # enough to get past a check without a lock; with one it waits for us
+
+    monkeypatch.setattr(room.threading, "Thread", Slow)
+    worker.publisher.start()
+    worker.publisher.start()
+    worker.publisher.stop()
+    for thread in made:
+        thread.join(10)
+    assert len(made) == 1
+
+
+# The lock.
+
+
+def test_a_lock_held_for_over_a_second_is_named_in_the_log_once(worker, told):
+    worker.settle()
+    worker.log.outbox.append("orders")
+    worker.sequencer.busy = True
+    worker.steps(2)
+    worker.clock.now += 0.8
+    worker.steps(1)
+    assert told() == []
+    worker.clock.now += 0.3
+    worker.steps(3)
+    worker.clock.now += 60
+    worker.steps(3)
+    [(level, text)] = told()
+    assert level == "WARNING"
+    assert "held for over a second" in text and text.endswith("held by: pid 4711")
+    assert worker.sequencer.asked == 1
+
+
+@pytest.mark.parametrize(
+    "holder, says",
+    [(None, "nobody that this user may see"), (StorageUnavailable("no such view"), "unknown (no such view)")],
+)
+def test_a_lock_whose_holder_cannot_be_told_is_named_all_the_same(worker, told, holder, says):
+    worker.settle()
+    worker.log.outbox.append("orders")
+    worker.sequencer.busy, worker.sequencer.holder = True, holder
+    worker.steps(1)
+    worker.clock.now += 1
+    worker.steps(1)
+    assert told()[0][1].endswith(says)
+
+
+def test_others_that_move_all_the_time_are_no_held_lock(worker, told):
+    worker.settle()
+    worker.log.outbox.append("orders")
+    worker.sequencer.busy = True
+    for _ in range(10):
+        worker.clock.now += 0.9
+        worker.log.append("orders")
+        worker.steps(1)
+    assert told() == []
+
+
+def test_the_next_held_lock_is_named_again(worker, told):
+    worker.settle()
+    for _ in range(2):
+        worker.log.outbox.append("orders")
+        worker.sequencer.busy = True
+        worker.steps(1)
+        worker.clock.now += 1.1
+        worker.steps(1)
+        worker.sequencer.busy = False
+        worker.settle()
+    assert len(told()) == 2
+
+
+# The log is not what it was.
+
+
+def test_a_log_that_was_replaced_is_read_afresh(worker, told):
+    worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    worker.log.replace()
+    worker.log.append("orders", id="another")
+    worker.log.append("orders", id="and another")
+    worker.settle()
+    assert poll.event.is_set()
+    assert worker.hub.leave(poll, limit=10) is None
+    assert worker.seen(worker.log.cursor(0)) == [1, 2]
+    assert [level for level, _ in told()] == ["WARNING"]
+
+
+@pytest.mark.parametrize("grown", [0, 1, 2, 3])
+def test_a_log_that_was_cut_back_is_read_afresh(worker, told, grown):
+    """And has since grown to less than it was, to what it was, or beyond."""
+    for _ in range(3):
+        worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    worker.log.cut_back(1)
+    for number in range(grown):
+        worker.log.append("orders", id="second-life-{}".format(number))
+    worker.settle()
+    assert worker.hub.leave(poll, limit=10) is None
+    assert worker.hub.cursor == worker.log.cursor(1 + grown)
+    assert worker.seen() == list(range(1, 2 + grown))
+    assert len(told()) == 1
+
+
+def test_events_that_were_trimmed_while_it_was_stopped_are_not_missed_in_silence(worker, told):
+    worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    for _ in range(10):
+        worker.log.append("orders")
+    worker.log.forget(8)
+    worker.settle()
+    assert worker.hub.leave(poll, limit=10) is None
+    assert worker.seen(worker.log.cursor(7)) == [8, 9, 10, 11]
+    assert worker.seen(worker.log.cursor(6)) is None
+    assert len(told()) == 1
+
+
+def test_a_trim_between_the_glance_and_the_read_is_no_gap(worker):
+    """The worker looks for the first time, and what it wanted to begin with goes while it looks."""
+    for _ in range(5):
+        worker.log.append("orders")
+    cursor_at = worker.log.cursor_at
+
+    def trims(position):
+        found = cursor_at(position)
+        worker.log.forget(4)
+        worker.log.cursor_at = cursor_at
+        return found
+
+    worker.log.cursor_at = trims
+    worker.settle()
+    worker.settle()
+    assert worker.hub.cursor == worker.log.cursor(5)
+    assert worker.seen(worker.log.cursor(3)) == [4, 5]
+
+
+def test_a_gap_is_never_delivered(worker):
+    for _ in range(5):
+        worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    for _ in range(3):
+        worker.log.append("orders")
+    del worker.log.events[5]
+    worker.step()
+    assert worker.hub.leave(poll, limit=10) is None
+
+
+def test_a_hole_that_stays_does_not_keep_the_loop_busy(worker, told):
+    """Somebody deleted rows by hand. Memory starts behind them, and what follows is delivered."""
+    for _ in range(5):
+        worker.log.append("orders")
+    del worker.log.events[2]
+    assert worker.settle() < 5
+    assert worker.hub.cursor == worker.log.cursor(5)
+    worker.log.outbox.append("orders")
+    worker.settle()
+    assert worker.seen(worker.log.cursor(5)) == [6]
+    assert len(told()) <= 2
+
+
+# Trim.
+
+
+def test_the_trim_comes_at_its_interval(worker):
+    worker.settle()
+    interval = worker.settings.trim_interval_seconds
+    worker.clock.now += interval
+    worker.steps(2)
+    assert worker.log.trims == 1
+    worker.clock.now += interval * 0.8
+    worker.steps(2)
+    assert worker.log.trims == 1
+    worker.clock.now += interval * 0.3
+    worker.steps(2)
+    assert worker.log.trims == 2
+
+
+def test_a_full_batch_is_followed_by_the_next_but_ticks_come_between(worker):
+    worker.settle()
+    worker.log.trimmed = worker.log.trim_rows
+    worker.clock.now += 60
+    worker.steps(1)
+    assert worker.log.trims == 1
+    worker.steps(1)
+    assert worker.log.trims == 2
+
+
+def test_a_trim_that_fails_costs_neither_this_delivery_nor_the_next_tick(worker):
+    worker.settle()
+    worker.log.append("orders")
+    worker.clock.now += 60
+
+    def fails(now, *, batches):
+        raise StorageUnavailable("may not delete")
+
+    worker.log.trim = fails
+    worker.step()
+    assert worker.seen() == [1]
+    worker.step()
+    assert worker.publisher.failure is None
