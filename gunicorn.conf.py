@@ -5,6 +5,7 @@ An application with a configuration of its own copies what it needs; nothing bel
 
 import os
 import resource
+import signal
 
 bind = os.environ.get("BIND", "127.0.0.1:8000")
 
@@ -38,5 +39,7 @@ control_socket_disable = True
 
 def post_worker_init(worker):
     """Start following the log with the worker, not with its first poll."""
+    # Ctrl-c in a terminal reaches the workers as well as the arbiter, which then ends them in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for state in getattr(worker.wsgi, "extensions", {}).get("legacy_poll", {}).values():
         state.runtime().start()

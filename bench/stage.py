@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -204,11 +206,12 @@ def peak_mib(pid):
 def quantile(values, share):
     """The value below or at which *share* of *values* are."""
     ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, int(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def median(values):
-    return quantile(values, 0.5)
+    """The middle one; of an even number, the mean of the two."""
+    return statistics.median(values)
 
 
 def check_order(seen, published):

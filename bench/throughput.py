@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 
-from bench.stage import Child, check_order, median, place, quantile
+from bench.stage import Child, check_order, cpu_seconds, median, place, quantile
 from tests.waiting import until
 
 PUBLISHERS = 2
@@ -25,8 +25,9 @@ SHAPE = {
     "postgresql": "CREATE TABLE {} (LIKE legacy_poll_outbox INCLUDING ALL)",
     "mariadb": "CREATE TABLE {} LIKE legacy_poll_outbox",
 }
-HEADING = "%-11s%6s%12s%12s%8s%16s%14s%14s" % (
-    ("database", "rows", "bare/s", "through/s", "ratio", "(lowest, most)", "added p50 ms", "added p99 ms")
+HEADING = "%-11s%6s%10s%11s%7s%14s%20s%22s" % (
+    ("database", "rows", "bare/s", "through/s", "ratio", "(least, most)")
+    + ("added p50 p99 (ms)", "CPU us/row bare, ours")
 )
 
 
@@ -39,11 +40,12 @@ def run(options):
             database.execute(SHAPE[kind].format(BARE))
             for rows in (1, 10):
                 runs = [pair(database, rows, options.seconds) for _ in range(options.repeats)]
-                bare, through, p50, p99 = [median(each) for each in zip(*runs)]
+                bare, through, p50, p99, bare_cpu, cpu = [median(each) for each in zip(*runs)]
                 ratios = [each[1] / each[0] for each in runs]
                 print(
-                    "%-11s%6d%12.0f%12.0f%8.2f%16s%14.1f%14.1f"
-                    % (kind, rows, bare, through, median(ratios), spread(ratios), p50, p99),
+                    "%-11s%6d%10.0f%11.0f%7.2f%14s"
+                    % (kind, rows, bare, through, median(ratios), spread(ratios))
+                    + "%12.1f%8.1f%14.0f%8.0f" % (p50, p99, bare_cpu, cpu),
                     flush=True,
                 )
 
@@ -53,13 +55,18 @@ def spread(ratios):
 
 
 def pair(database, rows, seconds):
-    """One A and one B: bare rows a second, delivered rows a second, added p50 and p99 in milliseconds."""
-    _, commits, elapsed = publish(database, BARE, rows, seconds)
-    bare = len(commits) * rows / elapsed
+    """One A and one B.
+
+    Returns:
+        Bare rows a second, delivered rows a second, added p50 and p99 in milliseconds, and the CPU time that a row
+        costs in microseconds, bare and ours: of publishers, server and publisher loop together.
+    """
+    bare = Run(database, BARE, rows, seconds)
     with Child("reader", database.url) as reader:
         reader.ask(None)
-        end, commits, elapsed = publish(database, "legacy_poll_outbox", rows, seconds)
-        sent = {first + each for first, _, _ in commits for each in range(rows)}
+        spent = cpu_seconds(reader.pid)
+        ours = Run(database, "legacy_poll_outbox", rows, seconds)
+        sent = {first + each for first, _, _ in ours.commits for each in range(rows)}
         delivered = []  # [when, number], of this run
 
         def all_there():
@@ -68,25 +75,50 @@ def pair(database, rows, seconds):
             return len(delivered) >= len(sent)
 
         until(all_there, DRAIN_SECONDS, "all is delivered")
+        spent = cpu_seconds(reader.pid) - spent
     # A publisher's numbers rise, so a stable sort by publisher leaves its events in the order they came in.
     check_order(sorted((n for _, n in delivered), key=lambda n: n // ROOM), sorted(sent))
     when = {n: moment for moment, n in delivered}
-    added = [1000 * (when[first] - returned) for first, _, returned in commits]
-    through = sum(1 for moment, _ in delivered if moment <= end) / elapsed
-    return bare, through, quantile(added, 0.5), quantile(added, 0.99)
+    added = [1000 * (when[first] - returned) for first, _, returned in ours.commits]
+    through = sum(1 for moment, _ in delivered if moment <= ours.end) / ours.elapsed
+    return (
+        bare.inserted / bare.elapsed,
+        through,
+        quantile(added, 0.5),
+        quantile(added, 0.99),
+        1e6 * bare.cpu_seconds / bare.inserted,
+        1e6 * (ours.cpu_seconds + spent) / ours.inserted,
+    )
 
 
-def publish(database, table, rows, seconds):
-    """When the last transaction ended; all as [first number, before its commit, after it]; how long they took."""
-    children = [Child("publisher", database.url, table, next(FIRST)) for _ in range(PUBLISHERS)]
-    try:
-        for child in children:
-            child.ask({"rows": 0})
-        for child in children:
-            child.say({"rows": rows, "seconds": seconds})
-        commits = [each for child in children for each in child.hear()]
-    finally:
-        for child in children:
-            child.__exit__()
-    begin, end = min(each[1] for each in commits), max(each[2] for each in commits)
-    return end, commits, end - begin
+class Run:
+    """The publishers at full speed into *table*, for a while.
+
+    Attributes:
+        commits: Every transaction's [first number, before its commit, after it].
+        inserted: Rows.
+        end: When the last commit returned.
+        elapsed: Seconds from the first commit to the last.
+        cpu_seconds: Of the publishers and the database server.
+    """
+
+    def __init__(self, database, table, rows, seconds):
+        children = [Child("publisher", database.url, table, next(FIRST)) for _ in range(PUBLISHERS)]
+        try:
+            for child in children:
+                child.ask({"rows": 0})  # connected, and as ready as it gets
+
+            def spent():
+                return database.cpu_seconds() + sum(cpu_seconds(child.pid) for child in children)
+
+            before = spent()
+            for child in children:
+                child.say({"rows": rows, "seconds": seconds})
+            self.commits = [each for child in children for each in child.hear()]
+            self.cpu_seconds = spent() - before
+        finally:
+            for child in children:
+                child.__exit__()
+        self.inserted = rows * len(self.commits)
+        self.end = max(each[2] for each in self.commits)
+        self.elapsed = self.end - min(each[1] for each in self.commits)

@@ -184,7 +184,13 @@ class Database:
 
     def _make_engine(self, *, write: bool, pool_class: Any = None) -> Engine:
         theirs = self.engine.pool
-        options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": True}
+        # After a read, in autocommit, there is nothing to roll back; to ask for it costs a round trip on MySQL, and when
+        # the server has just gone, SQLAlchemy prints a traceback of it.
+        options: Any = {
+            "dialect": self.engine.dialect,
+            "_dispatch": theirs.dispatch,
+            "reset_on_return": "rollback" if write else None,
+        }
         # A read that meets a dead connection is a tick of the publisher, nearly always, and makes all of them be opened
         # anew; a write would be a POST that is refused, or a second outage in the log, after the database came back.
         ping = write and self.dialect.pre_ping

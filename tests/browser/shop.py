@@ -17,10 +17,10 @@ TERMINAL_SECONDS = 60
 STOP_SECONDS = 20
 
 
-def insert(data):
+def insert(data, type="message"):
     """The SQL that publishes *data* to the board."""
-    row = "INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', '{}');"
-    return row.format(json.dumps(data).replace("'", "''"))
+    row = "INSERT INTO legacy_poll_outbox (channel, type, data) VALUES ('orders', '{}', '{}');"
+    return row.format(type, json.dumps(data).replace("'", "''"))
 
 
 class Shop(Gunicorn):

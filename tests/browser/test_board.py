@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from urllib.parse import parse_qs, urlsplit
 
 from tests.browser.shop import insert
 from tests.browser.windows import (
@@ -70,6 +71,30 @@ def test_an_order_placed_with_the_keyboard_appears_on_the_board_and_moves(shop, 
         move_on(counter, number)
         expect_card(board, number, status)
     expect(row).to_have_count(0)
+
+
+def test_an_event_older_than_what_the_page_knows_changes_nothing(shop, windows):
+    board, counter = windows.open(shop, "/board"), windows.open(shop, "/")
+    number = place_order(counter, "Barbara", "Twice", "1")
+    move_on(counter, number)
+    expect_card(board, number, "preparing")
+    old = {"id": number, "version": 1, "status": "ready", "customer": "Old", "items": "Old", "total": "0"}
+    shop.sql(insert(old, type="order.changed"))
+    shop.note("Behind the old one")
+    expect_notice(board, "Behind the old one")
+    expect(expect_card(board, number, "preparing")).to_contain_text("Barbara")
+
+
+def test_the_next_poll_asks_from_the_cursor_of_the_last_answer(shop, windows):
+    browser = windows.browser()
+    with browser.expect_event("request", lambda request: HOLD_MS in request.url):
+        board = windows.open(shop, "/board", browser)
+    with board.expect_request(lambda request: HOLD_MS in request.url) as following:
+        with board.expect_response(lambda response: HOLD_MS in response.url) as answer:
+            shop.note("Moves the cursor")
+    asked = parse_qs(urlsplit(following.value.url).query)["cursor"]
+    assert asked == [answer.value.headers["legacy-poll-cursor"]]
+    assert asked != parse_qs(urlsplit(answer.value.url).query)["cursor"]
 
 
 def test_a_rolled_back_transaction_shows_nothing(shop, windows):

@@ -5,7 +5,8 @@ of its own. What `store` made is checked when the test ends: the log's promises 
 about.
 
 Most tests share one database for each kind of server, emptied after each test, since a database for every one would
-take most of the time. A test that wants it bare, or does to it what an emptying does not undo, is marked `own_database`.
+take most of the time. A test that wants it bare, or does to it what an emptying does not undo, is marked
+`own_database`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import json
 
 import pytest
 
-
 from legacy_poll.eventlog import append
 from tests.contract.store import one_writer, run, series, two_writers
 

@@ -23,12 +23,10 @@ adopted, and what lay beyond a cursor that its reader went back to, is a *branch
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_left
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from math import ceil
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable
 
 from tests.history import (
     ANSWERED,
@@ -39,16 +37,15 @@ from tests.history import (
     History,
     HistoryError,
     Reader,
-    Row,
     Transaction,
 )
+from tests.history.chains import Chain
+from tests.history.order import NEVER, Order, Published, canonical, show_time
 
 LOST, TORN, PHANTOM, EARLY, STRAY, ALTERED = "lost", "torn", "phantom", "early", "stray", "altered"
 DUPLICATE, DISAGREEMENT, CURSOR, UNFINISHED = "duplicate", "disagreement", "cursor", "unfinished"
 TRANSACTION_ORDER, REAL_TIME_ORDER = "transaction_order", "real_time_order"
 
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-_NEVER = float("inf")
 _TOLD = 5
 
 
@@ -128,169 +125,11 @@ def judge(history: History, *, position_of: Callable[[str], int] | None = None) 
     return _Judgement(history, position_of).report()
 
 
-@dataclass
-class _Chain:
-    """What *reader* got from one start on. `marks` has the chain's length at each cursor adopted."""
-
-    reader: Reader
-    start: Answer | None
-    complete: bool = False
-    rows: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)
-    place: dict[int, int] = field(default_factory=dict)
-    marks: dict[str | None, int] = field(default_factory=dict)
-    branches: list[tuple[str | None, int, list[int]]] = field(default_factory=list)
-
-    def adopt(self, answer: Answer, mark: int, rows: list[int]) -> None:
-        if mark < len(self.rows):
-            cut = self.rows[mark:]
-            self.branches.append((answer.request_cursor, mark, cut))
-            del self.rows[mark:]
-            for row in cut:
-                del self.place[row]
-            self.marks = {cursor: length for cursor, length in self.marks.items() if length <= mark}
-        for row in rows:
-            self.place[row] = len(self.rows)
-            self.rows.append(row)
-        self.marks[answer.cursor] = len(self.rows)
-
-
-class _Published:
-    """The rows of the history, by number: transaction by transaction, and in each as published.
-
-    `settled` has the moment from which on whatever is inserted comes after the row.
-    """
-
-    def __init__(self, history: History) -> None:
-        self.rows: list[Row] = []
-        self.transactions: list[Transaction] = []
-        for transaction in history.transactions.values():
-            self.rows.extend(transaction.rows)
-            self.transactions.extend([transaction] * len(transaction.rows))
-        self.by_key: dict[str | None, int] = {row.key: number for number, row in enumerate(self.rows)}
-        self.by_id = {row.id: number for number, row in enumerate(self.rows) if row.id is not None}
-        self.data = [_canonical(row.data) for row in self.rows]
-        self.settled = [
-            _NEVER if t.outcome != COMMITTED or t.commit_returned is None else t.commit_returned
-            for t in self.transactions
-        ]
-
-    def tell(self, number: int) -> str:
-        row, put = self.rows[number], self.transactions[number]
-        sent, commit, returned = map(_time, (row.insert_sent, put.commit_sent, put.commit_returned))
-        times = f"INSERT sent {sent}, commit sent {commit}, returned {returned}"
-        return f"{row.key!r} on {row.channel} ({put.outcome} in {put.name} of {put.publisher}: {times})"
-
-
-def _time(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.6f}"
-
-
-class _Order:
-    """All that is known of the one order, as a graph: an edge from an event to one that must come later.
-
-    Edges: neighbours in a path, neighbours in a transaction, and real time. That would be quadratic, so it
-    goes by nodes for the moments at which commits returned: an event, its moment, the next moment, and so on to
-    an event whose INSERT was sent after that.
-    """
-
-    def __init__(self, published: _Published, live: Sequence[int], paths: Iterable[list[int]]) -> None:
-        self._published = published
-        moments = sorted({published.settled[row] for row in live} - {_NEVER})
-        self._first_moment = len(published.rows)
-        edges: set[tuple[int, int]] = set()
-        for path in paths:
-            edges.update(zip(path, path[1:]))
-        self._told = frozenset(edges)
-        before: int | None = None
-        for row in sorted(live):
-            if before is not None and published.transactions[before] is published.transactions[row]:
-                edges.add((before, row))
-            before = row
-            if published.settled[row] != _NEVER:
-                edges.add((row, self._first_moment + bisect_left(moments, published.settled[row])))
-            earlier = bisect_left(moments, published.rows[row].insert_sent)
-            if earlier:
-                edges.add((self._first_moment + earlier - 1, row))
-        edges.update((self._first_moment + i, self._first_moment + i + 1) for i in range(len(moments) - 1))
-        size = self._first_moment + len(moments)
-        self._later: list[list[int]] = [[] for _ in range(size)]
-        self._earlier: list[list[int]] = [[] for _ in range(size)]
-        for one, other in edges:
-            self._later[one].append(other)
-            self._earlier[other].append(one)
-        self._stuck = self._sort(size)
-
-    def _sort(self, size: int) -> set[int]:
-        """The nodes that a topological sort (Kahn's) never reaches: none, if there is one order."""
-        waits = [len(earlier) for earlier in self._earlier]
-        ready = [node for node in range(size) if not waits[node]]
-        stuck = set(range(size))
-        while ready:
-            node = ready.pop()
-            stuck.discard(node)
-            for later in self._later[node]:
-                waits[later] -= 1
-                if not waits[later]:
-                    ready.append(later)
-        return stuck
-
-    @property
-    def one(self) -> bool:
-        return not self._stuck
-
-    def after(self, row: int) -> set[int]:
-        return self._reach(row, self._later)
-
-    def before(self, row: int) -> set[int]:
-        return self._reach(row, self._earlier)
-
-    @staticmethod
-    def _reach(row: int, edges: list[list[int]]) -> set[int]:
-        reached, ahead = {row}, [row]
-        while ahead:
-            for node in edges[ahead.pop()]:
-                if node not in reached:
-                    reached.add(node)
-                    ahead.append(node)
-        return reached
-
-    def ring(self) -> list[str]:
-        """A short ring of events, each of which must come before the next: why there is no one order."""
-        node, walked = min(self._stuck), set()
-        while node not in walked:
-            walked.add(node)
-            node = next(earlier for earlier in self._earlier[node] if earlier in self._stuck)
-        came_from: dict[int, int] = {}
-        ahead = deque([node])
-        while node not in came_from:
-            one = ahead.popleft()
-            for other in self._later[one]:
-                if other not in came_from:
-                    came_from[other] = one
-                    ahead.append(other)
-        ring = [node]
-        while came_from[ring[-1]] != node:
-            ring.append(came_from[ring[-1]])
-        rows = [number for number in reversed(ring) if number < self._first_moment]
-        return [self._reason(one, other) for one, other in zip(rows, rows[1:] + rows[:1])]
-
-    def _reason(self, one: int, other: int) -> str:
-        tell, transactions = self._published.tell, self._published.transactions
-        if (one, other) in self._told:
-            why = "a reader got them so"
-        elif transactions[one] is transactions[other]:
-            why = "they were published so"
-        else:
-            why = "the one's commit returned before the other's INSERT was sent"
-        return f"{tell(one)} before {tell(other)}: {why}"
-
-
 class _Judgement:
     def __init__(self, history: History, position_of: Callable[[str], int] | None) -> None:
         self._history = history
         self._position_of = position_of
-        self._published = _Published(history)
+        self._published = Published(history)
         self._violations: list[Violation] = []
         # What is wrong with an event is told once, with all the readers that it befell.
         self._befell: dict[tuple[str, str, int | None], set[str]] = {}
@@ -298,13 +137,13 @@ class _Judgement:
         self._owners: dict[str, int] = {}
         self._first_seen: dict[int, float] = {}
         self._latencies: list[float] = []
-        self._chains: list[_Chain] = []
+        self._chains: list[Chain] = []
 
     def report(self) -> Report:
         for reader in self._history.readers.values():
             self._follow(reader, self._history.answers.get(reader.name, []))
         live = self._live()
-        order = _Order(self._published, live, (chain.path for chain in self._chains))
+        order = Order(self._published, live, (chain.path for chain in self._chains))
         self._check_order(order)
         self._check_starts()
         due, missed = self._check_losses(order, live)
@@ -338,13 +177,13 @@ class _Judgement:
     def _follow(self, reader: Reader, answers: list[Answer]) -> None:
         """Turn the answers to *reader* into chains."""
         seen_at: dict[int, float] = {}
-        chain: _Chain | None = None
+        chain: Chain | None = None
         for answer in answers:
             rows = self._admit(reader, answer, seen_at)
             cursor = answer.request_cursor
             if cursor is None and (chain is None or None not in chain.marks):
                 self._close(chain)
-                chain = _Chain(reader, None, marks={None: 0})
+                chain = Chain(reader, None, marks={None: 0})
             known = cursor == NOW or (chain is not None and cursor in chain.marks)
             if known and answer.status in (400, 410):
                 told = f"{_where(answer)} was refused with {answer.status}, though the cursor was given to it"
@@ -355,15 +194,15 @@ class _Judgement:
                     self._add(CURSOR, told, [reader.name], rows)
                 if answer.adopted:
                     self._close(chain)
-                    chain = _Chain(reader, answer, marks={answer.cursor: 0})
+                    chain = Chain(reader, answer, marks={answer.cursor: 0})
             elif answer.status in ANSWERED:
                 if chain is None or not known:
                     raise HistoryError(f"{_where(answer)} was answered, though it never adopted that cursor")
                 self._go_on(chain, answer, rows)
         self._close(chain, complete=reader.complete)
         for row, returned in seen_at.items():
-            self._first_seen[row] = min(returned, self._first_seen.get(row, _NEVER))
-            if answers[0].sent <= self._published.settled[row] < _NEVER:
+            self._first_seen[row] = min(returned, self._first_seen.get(row, NEVER))
+            if answers[0].sent <= self._published.settled[row] < NEVER:
                 self._latencies.append(max(0.0, returned - self._published.settled[row]))
 
     def _admit(self, reader: Reader, answer: Answer, seen_at: dict[int, float]) -> list[int]:
@@ -386,9 +225,9 @@ class _Judgement:
             if seen.channel not in reader.channels:
                 self._befalls(reader, STRAY, f"{tell(row)} came on {seen.channel}, not asked for by", row)
             if transaction.commit_sent is not None and answer.returned < transaction.commit_sent:
-                when = _time(answer.returned)
+                when = show_time(answer.returned)
                 self._befalls(reader, EARLY, f"{tell(row)} was seen at {when} already, by", row)
-            data = _canonical(seen.data)
+            data = canonical(seen.data)
             one_id = self._ids.setdefault(row, seen.id if put.id is None else put.id)
             came = (seen.key, seen.channel, seen.type, data, seen.id)
             went = (put.key, put.channel, put.type, published.data[row], one_id)
@@ -401,7 +240,7 @@ class _Judgement:
             admitted.append(row)
         return admitted
 
-    def _go_on(self, chain: _Chain, answer: Answer, rows: list[int]) -> None:
+    def _go_on(self, chain: Chain, answer: Answer, rows: list[int]) -> None:
         """Add an answer to a cursor of *chain*."""
         cursor, names = answer.request_cursor, [chain.reader.name]
         mark = chain.marks[cursor]
@@ -415,7 +254,7 @@ class _Judgement:
                 self._add(DUPLICATE, f"{self._published.tell(row)}: {told}: {_where(answer)}", names, [row])
             else:
                 fresh[row] = None
-        reached = chain.marks.get(answer.cursor, _NEVER)
+        reached = chain.marks.get(answer.cursor, NEVER)
         back = answer.cursor is not None and (reached < mark or (reached == mark and bool(fresh)))
         if self._position_of and cursor is not None and answer.cursor is not None:
             back = back or self._position_of(answer.cursor) < self._position_of(cursor)
@@ -426,7 +265,7 @@ class _Judgement:
         elif fresh:
             chain.branches.append((cursor, mark, list(fresh)))
 
-    def _close(self, chain: _Chain | None, *, complete: bool = False) -> None:
+    def _close(self, chain: Chain | None, *, complete: bool = False) -> None:
         """End *chain*: its branches must say what it says, and may reach beyond its end."""
         if chain is None:
             return
@@ -456,7 +295,7 @@ class _Judgement:
             and (transactions[number].outcome == COMMITTED or transactions[number].name in seen)
         ]
 
-    def _check_order(self, order: _Order) -> None:
+    def _check_order(self, order: Order) -> None:
         before = len(self._violations)
         for chain in self._chains:
             self._check_transactions(chain)
@@ -476,7 +315,7 @@ class _Judgement:
         if len(self._violations) == before:
             self._add(DISAGREEMENT, "there is no one order: " + "; ".join(order.ring()), [])
 
-    def _check_transactions(self, chain: _Chain) -> None:
+    def _check_transactions(self, chain: Chain) -> None:
         latest: dict[str, int] = {}
         for row in chain.path:
             transaction = self._published.transactions[row].name
@@ -485,7 +324,7 @@ class _Judgement:
                 self._add_order(TRANSACTION_ORDER, chain, before, row)
             latest[transaction] = row
 
-    def _check_real_time(self, chain: _Chain) -> None:
+    def _check_real_time(self, chain: Chain) -> None:
         """Sweep from the end: some later event's commit must not have returned before this one's INSERT."""
         rows, settled = self._published.rows, self._published.settled
         soonest = -1
@@ -496,7 +335,7 @@ class _Judgement:
             if soonest < 0 or settled[row] < settled[soonest]:
                 soonest = row
 
-    def _add_order(self, kind: str, chain: _Chain, first: int, second: int) -> None:
+    def _add_order(self, kind: str, chain: Chain, first: int, second: int) -> None:
         tell, name = self._published.tell, chain.reader.name
         self._add(kind, f"reader {name} got {tell(first)} before {tell(second)}", [name], [first, second])
 
@@ -507,11 +346,11 @@ class _Judgement:
                 continue
             old = next((row for row in chain.path if self._first_seen[row] < chain.start.sent), None)
             if old is not None:
-                when = f"which had been seen at {_time(self._first_seen[old])} already"
+                when = f"which had been seen at {show_time(self._first_seen[old])} already"
                 told = f"{_where(chain.start)} got a cursor before {self._published.tell(old)}, {when}"
                 self._add(CURSOR, told, [chain.reader.name], [old])
 
-    def _check_losses(self, order: _Order, live: list[int]) -> tuple[int, int]:
+    def _check_losses(self, order: Order, live: list[int]) -> tuple[int, int]:
         """Deliveries that were due, and those that were missed."""
         due = missed = 0
         for chain in self._chains:
@@ -524,7 +363,7 @@ class _Judgement:
                 self._befalls(chain.reader, kind, f"{self._published.tell(row)} never came to", row)
         return due, missed
 
-    def _owed(self, chain: _Chain, order: _Order, live: list[int]) -> set[int]:
+    def _owed(self, chain: Chain, order: Order, live: list[int]) -> set[int]:
         owed = {row for row in live if self._published.rows[row].channel in chain.reader.channels}
         if not chain.complete:
             # How far it had come is known by its last event only; what lies before that, by the order only.
@@ -550,7 +389,9 @@ class _Judgement:
                 answers = self._history.answers.get(reader.name, [])
                 if not answers or not _quiet(answers[-1], end):
                     last = f"its last answer is {_where(answers[-1])}" if answers else "it has no answer"
-                    must = f"an empty one to a request sent after the last commit at {_time(end)} must be it"
+                    must = (
+                        f"an empty one to a request sent after the last commit at {show_time(end)} must be it"
+                    )
                     self._add(
                         UNFINISHED, f"reader {reader.name} is complete, but {last}; {must}", [reader.name]
                     )
@@ -583,12 +424,12 @@ def _latency(seconds: list[float]) -> Latency | None:
 
 
 def _sent(transaction: Transaction) -> float:
-    return -_NEVER if transaction.commit_sent is None else transaction.commit_sent
+    return -NEVER if transaction.commit_sent is None else transaction.commit_sent
 
 
 def _where(answer: Answer) -> str:
-    asked = f"cursor {answer.request_cursor!r} at {_time(answer.sent)}"
-    came = f"status {answer.status} and {len(answer.events)} events at {_time(answer.returned)}"
+    asked = f"cursor {answer.request_cursor!r} at {show_time(answer.sent)}"
+    came = f"status {answer.status} and {len(answer.events)} events at {show_time(answer.returned)}"
     return f"reader {answer.reader} (request {answer.turn}, {asked}; {came})"
 
 

@@ -34,6 +34,7 @@ from tests.waiting import until
 CONFIGURATION = str(Path(__file__).with_name("gunicorn.conf.py"))
 READING_PROCESSES = 2
 LOOK_SECONDS = 0.1
+DRAIN_SECONDS = 60
 
 # Limits that operators turn: small ones, so that answers are cut, reads go to the log, and a move takes few rows.
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -144,7 +145,7 @@ class _Run:
         for number, publisher in enumerate(self._publishers):
             self._until(lambda publisher=publisher: _ended(publisher), name_of(number) + " to end")
         if self._workload.log == LEGACY_POLL:
-            self._until(lambda: not self._count(outbox), "the outbox is empty")
+            self._until(lambda: not self._count(outbox), "the outbox is empty", DRAIN_SECONDS)
         self._workload.over.touch()
         self._until(lambda: all(map(_ended, self._readers)), "the readers to end")
         return self._outcome()
@@ -171,10 +172,10 @@ class _Run:
         self._lives[number] = life
         return self._start("publishing", [str(number), str(life)])
 
-    def _until(self, condition: Callable[[], Any], what: str) -> None:
+    def _until(self, condition: Callable[[], Any], what: str, seconds: float = 0.0) -> None:
         """Waits for *condition*, and no longer than all processes of the run live or have ended well."""
         met = _now_and_then(lambda: condition() or any(map(_failed, self._children)))
-        until(met, self._workload.limit_seconds, what)
+        until(met, seconds or self._workload.limit_seconds, what)
         for child in self._children:
             if _failed(child):
                 said = "".join(path.read_text() for path in sorted(self._workload.path.glob("*ing-*.log")))
