@@ -160,8 +160,7 @@ class Database:
                 if not write:
                     return work(connection)
                 try:
-                    with connection.begin():
-                        return work(connection)
+                    return _in_transaction(connection, work)
                 finally:
                     self.dialect.after_write(connection)
         except (SQLAlchemyError, OSError) as error:
@@ -184,13 +183,9 @@ class Database:
 
     def _make_engine(self, *, write: bool, pool_class: Any = None) -> Engine:
         theirs = self.engine.pool
-        # After a read, in autocommit, there is nothing to roll back; to ask for it costs a round trip on MySQL, and when
-        # the server has just gone, SQLAlchemy prints a traceback of it.
-        options: Any = {
-            "dialect": self.engine.dialect,
-            "_dispatch": theirs.dispatch,
-            "reset_on_return": "rollback" if write else None,
-        }
+        # We end our transactions ourselves, and reads have none: to have the pool roll back once more would cost a
+        # round trip on MySQL, and a traceback in the log when the server has just gone.
+        options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": None}
         # A read that meets a dead connection is a tick of the publisher, nearly always, and makes all of them be opened
         # anew; a write would be a POST that is refused, or a second outage in the log, after the database came back.
         ping = write and self.dialect.pre_ping
@@ -218,3 +213,21 @@ class Database:
         if write:
             listening.listen(engine, "begin", self.dialect.on_begin)
         return engine
+
+
+def _in_transaction(connection: Connection, work: Callable[[Connection], Result]) -> Result:
+    transaction = connection.begin()
+    try:
+        result = work(connection)
+        transaction.commit()
+    except BaseException:
+        ended = False
+        try:
+            if transaction.is_active:
+                transaction.rollback()
+                ended = True
+        finally:
+            if not ended:
+                connection.invalidate()  # nobody knows what state it is in
+        raise
+    return result

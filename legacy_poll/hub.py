@@ -93,6 +93,7 @@ class Hub:
         self._by_channel: Dict[str, Deque[Event]] = {}
         self._groups: Dict[Tuple[Channels, Optional[Cursor]], Group] = {}
         self._groups_on: Dict[str, Dict[Group, None]] = {}
+        self._ahead: Dict[Group, None] = {}
         self._memo: Dict[Tuple[Channels, int, int], Batch] = {}
         self.held = 0
 
@@ -162,7 +163,17 @@ class Hub:
                     # By now memory should have their cursor's event: it has another there, or forgot it already.
                     group.ended = True
                 self._remove(group)
+            passed = [
+                group for group in self._ahead if group.ahead and group.ahead.position <= cursor.position
+            ]
+            for group in passed:
+                del self._ahead[group]
+                if group.ahead and not self._knows(group.ahead):
+                    # As above, and no event has reached them: they have seen what is not in the log any more.
+                    group.ended = True
+                    self._remove(group)
         _wake(reached)
+        _wake([group for group in passed if group.ended])
 
     def join(
         self, channels: Channels, cursor: Cursor, *, limit: int, verified: bool = False
@@ -198,6 +209,8 @@ class Hub:
                 group = self._groups[key] = Group(channels, ahead, self._make_event())
                 for channel in channels:
                     self._groups_on.setdefault(channel, {})[group] = None
+                if ahead is not None:
+                    self._ahead[group] = None
             if self._max_group and group.waiting >= self._max_group:
                 raise ServerFull(
                     "%d polls wait on these channels: at most %d may" % (group.waiting, self._max_group)
@@ -296,6 +309,7 @@ class Hub:
     def _remove(self, group: Group) -> None:
         if self._groups.pop((group.channels, group.ahead), None) is None:
             return
+        self._ahead.pop(group, None)
         for channel in group.channels:
             on_channel = self._groups_on[channel]
             on_channel.pop(group, None)
@@ -308,6 +322,7 @@ class Hub:
             group.ended = True
         self._groups.clear()
         self._groups_on.clear()
+        self._ahead.clear()
         return ended
 
 

@@ -23,7 +23,7 @@ from .catchup import CatchUp
 from .config import Settings
 from .database import Database, Offload
 from .dialects import dialect_of
-from .errors import StorageUnavailable
+from .errors import CursorGone, StorageUnavailable
 from .eventlog import EventLog
 from .events import REVOKE_CHANNEL, Event
 from .hold import Hold
@@ -132,11 +132,13 @@ class Runtime:
 
     def _load_revocations(self) -> None:
         # What was revoked before this worker started, for as long as the log remembers it.
+        channels = frozenset((REVOKE_CHANNEL,))
         cursor, more = None, True
         while more:
-            batch = self.log.read_after(
-                cursor, channels=frozenset((REVOKE_CHANNEL,)), limit=1000, max_bytes=1 << 20
-            )
+            try:
+                batch = self.log.read_after(cursor, channels=channels, limit=1000, max_bytes=1 << 20)
+            except CursorGone:
+                return  # the log was replaced or trimmed meanwhile: the next tick starts afresh, and comes here again
             self._take_reserved(batch.events)
             cursor, more = batch.cursor, batch.more
 

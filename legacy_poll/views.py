@@ -123,7 +123,9 @@ def _started(poll: Application) -> Runtime:
     runtime = poll.runtime
     runtime.start()
     failure = runtime.publisher.failure
-    if isinstance(failure, (SchemaError, SchemaMissing)):
+    # Once the log has been read, missing tables are of the moment (a restore), and the poll's own read tells.
+    unread = isinstance(failure, SchemaMissing) and runtime.hub.cursor is None
+    if failure is not None and (unread or isinstance(failure, SchemaError)):
         raise not_ready(failure)
     return runtime
 

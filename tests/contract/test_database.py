@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy import event as listening
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
@@ -273,7 +274,7 @@ IN_MEMORY = [
 
 @pytest.mark.parametrize("url", IN_MEMORY)
 def test_an_sqlite_database_in_memory_is_refused_with_what_to_use(url):
-    engine = create_engine(url, future=True)
+    engine = create_engine(url, future=True, poolclass=NullPool)
     with pytest.raises(ConfigError, match="in memory .*; use a file, such as sqlite:////"):
         Database(engine, Settings())
 

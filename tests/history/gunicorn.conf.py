@@ -3,6 +3,7 @@
 HISTORY_DIRECTORY is the run's, HISTORY_NAME this gunicorn's place in it.
 """
 
+import functools
 import os
 import runpy
 
@@ -12,16 +13,21 @@ globals().update(runpy.run_path(os.path.join(os.path.dirname(__file__), "..", ".
 _shipped_post_worker_init = post_worker_init  # noqa: F821
 
 
-def post_worker_init(worker):
-    from legacy_poll.dialects import Dialect
-
-    insert_events = Dialect.insert_events
-
-    def struck(self, connection, rows):
+def _struck(insert_events):
+    @functools.wraps(insert_events)
+    def wrapper(self, connection, rows):
         # The lock is taken, and the outbox rows are deleted.
         if rows:
             strike(os.environ["HISTORY_DIRECTORY"], os.environ["HISTORY_NAME"])
         insert_events(self, connection, rows)
 
-    Dialect.insert_events = struck
+    return wrapper
+
+
+def post_worker_init(worker):
+    from legacy_poll.dialects import Dialect
+
+    for dialect in [Dialect] + Dialect.__subclasses__():
+        if "insert_events" in vars(dialect):
+            dialect.insert_events = _struck(dialect.insert_events)
     _shipped_post_worker_init(worker)

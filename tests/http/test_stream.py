@@ -228,6 +228,7 @@ def test_without_a_cursor_it_starts_at_the_oldest_event(make_site):
 def test_by_setting_it_starts_with_the_present(make_site):
     site = make_site(start="now")
     site.publish("before")
+    site.settle()
     cursor = empty_answer(site.get("/stream", {"channel": "orders"}))
     site.publish("after")
     assert site.get("/stream", {"channel": "orders", "cursor": cursor}).data == ["after"]
@@ -235,6 +236,7 @@ def test_by_setting_it_starts_with_the_present(make_site):
 
 def test_now_answers_at_once_with_the_present_cursor(site):
     site.publish("before")
+    site.settle()
     cursor = empty_answer(site.get("/stream", {"channel": "orders", "cursor": "now"}))
     reply = site.get("/stream", {"channel": "orders", "cursor": "now", "empty": "200"})
     assert reply.json == {"events": [], "cursor": cursor}
@@ -359,7 +361,7 @@ def test_stream_takes_get_alone(site, method):
         assert reply.body == b""
     else:
         assert reply.code == "method_not_allowed"
-        assert reply.message == "/poll/stream takes GET"
+        assert reply.message == site.prefix + "/stream takes GET"
 
 
 def test_options_says_what_it_takes(site):
