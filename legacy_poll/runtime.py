@@ -23,7 +23,7 @@ from .catchup import CatchUp
 from .config import Settings
 from .database import Database, Offload
 from .dialects import dialect_of
-from .errors import CursorGone, StorageUnavailable
+from .errors import CursorExpired, CursorUnknown, StorageUnavailable
 from .eventlog import EventLog
 from .events import REVOKE_CHANNEL, Event
 from .hold import Hold
@@ -137,8 +137,11 @@ class Runtime:
         while more:
             try:
                 batch = self.log.read_after(cursor, channels=channels, limit=1000, max_bytes=1 << 20)
-            except CursorGone:
-                return  # the log was replaced or trimmed meanwhile: the next tick starts afresh, and comes here again
+            except CursorExpired:
+                cursor = None  # trimmed meanwhile: what is left, from its beginning
+                continue
+            except CursorUnknown:
+                return  # the log was replaced meanwhile: the next tick starts afresh, and comes here again
             self._take_reserved(batch.events)
             cursor, more = batch.cursor, batch.more
 

@@ -120,18 +120,31 @@ def test_a_sequencer_with_an_old_view_of_the_log_moves_nothing(store, other, lea
 
 
 @two_writers
-def test_a_lock_that_another_transaction_holds_is_not_waited_for(store, engine, leave):
+def test_a_lock_that_another_transaction_holds_is_not_waited_for(store, engine, leave, monkeypatch):
     leave(store, 1)
+    # The limits of the database would end the wait, and hide it.
+    monkeypatch.setattr("legacy_poll.dialects.postgresql.MOVE_SECONDS", 600)
+    monkeypatch.setattr("legacy_poll.dialects.mysql.MOVE_SECONDS", 600)
+    moves = []
+    mover = threading.Thread(target=lambda: moves.append(store.move()), daemon=True)
     with engine.connect() as holder:
         holder.begin()
         holder.execute(select(log.c.head).with_for_update())
-        # Had it waited, the database would have ended the move with an error: the lock is not given up before.
-        moved = store.move()
-        assert (moved.busy, moved.events) == (True, ())
-        assert "for" in store.sequencer.lock_holder()
+        mover.start()
+        until(lambda: moves, 20, "the move gives up at once")
+        assert (moves[0].busy, moves[0].events) == (True, ())
         assert store.data() == []
     store.drain()
     assert store.data() == [1]
+
+
+@two_writers
+def test_the_holder_of_the_lock_is_named(store, engine):
+    with engine.connect() as holder:
+        holder.execute(select(log.c.head).with_for_update())
+        number = {"postgresql": "pg_backend_pid()", "mysql": "connection_id()"}[engine.dialect.name]
+        assert str(holder.execute(text("SELECT " + number)).scalar()) in store.sequencer.lock_holder()
+    assert store.sequencer.lock_holder() is None
 
 
 @one_writer
@@ -145,6 +158,14 @@ def test_on_sqlite_another_open_transaction_makes_a_move_busy(store, engine, lea
         holder.commit()
     store.drain()
     assert store.data() == [1, 2]
+
+
+def test_a_row_that_was_taken_back_between_look_and_move_is_not_delivered(store, leave):
+    leave(store, 1, 2)
+    between(store, lambda: run(store.engine, "DELETE FROM legacy_poll_outbox WHERE data = '1'"))
+    assert store.move().busy
+    store.drain()
+    assert store.data() == [2]
 
 
 def test_a_move_that_fails_in_the_middle_leaves_everything_as_it_was(store, leave, monkeypatch):

@@ -233,10 +233,13 @@ def test_threads_share_reads_as_greenlets_do():
     until(lambda: sum(thread.is_alive() for thread in threads) == 20 and flights._boarding)
     gate.end(1)
     # A thread that was slow to ask shares the third; a fourth can only be if somebody asked for it anew.
-    while any(thread.is_alive() for thread in threads):
+
+    def all_end():
         for ending in list(gate.calls):
             ending.set()
-        threads[-1].join(0.01)
+        return not any(thread.is_alive() for thread in threads)
+
+    until(all_end)
     assert len(got) == 20 and got.count(1) == 1
     assert len(gate.calls) <= 4
 

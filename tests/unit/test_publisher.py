@@ -509,6 +509,17 @@ def test_a_log_that_was_replaced_is_read_afresh(worker, told):
     assert [level for level, _ in told()] == ["WARNING"]
 
 
+def test_a_log_with_a_new_identity_and_the_same_events_is_read_afresh(worker):
+    """`legacy-poll new-log`, after a restore: only the log's id tells."""
+    worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    worker.log.log_id = "another log"
+    worker.settle()
+    assert worker.hub.leave(poll, limit=10) is None
+    assert worker.hub.cursor == worker.log.cursor(1)
+
+
 @pytest.mark.parametrize("grown", [0, 1, 2, 3])
 def test_a_log_that_was_cut_back_is_read_afresh(worker, told, grown):
     """And has since grown to less than it was, to what it was, or beyond."""

@@ -1,0 +1,204 @@
+"""How a held poll ends before its time: the client hangs up, or the worker is told to stop.
+
+Polls are held for ten minutes here, so that whatever ends within a test's bound was ended, and did not run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import struct
+
+import pytest
+
+from tests.gunicorn import Gunicorn
+from tests.waiting import until
+
+SETTINGS = {"PUBLIC": 1, "HOLD_SECONDS": 600, "PUBLISH_TOKEN": "publish-token"}
+MANY = 200
+SECONDS = 20
+
+
+class House:
+    """One gunicorn on an SQLite file, and raw connections to it."""
+
+    def __init__(self, gunicorn):
+        self.gunicorn = gunicorn
+
+    def ask(self, method, path, body=None, headers=()):
+        connection = http.client.HTTPConnection("127.0.0.1", self.gunicorn.port, timeout=SECONDS)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def worker(self):
+        return json.loads(self.ask("GET", "/status")[2])["worker"]
+
+    def cursor(self):
+        return json.loads(self.ask("GET", "/cursor")[2])["cursor"]
+
+    def publish(self, data):
+        headers = {"Authorization": "Bearer publish-token", "Content-Type": "application/json"}
+        body = json.dumps({"channel": "orders", "data": data})
+        assert self.ask("POST", "/publish", body, headers)[0] == 201
+
+    def poll(self, cursor, *, query="", behind=b""):
+        """The socket of a poll that has been sent, with the bytes *behind* it."""
+        connection = socket.create_connection(("127.0.0.1", self.gunicorn.port), SECONDS)
+        target = "/stream?channel=orders&cursor={}{}".format(cursor, query)
+        connection.sendall("GET {} HTTP/1.1\r\nHost: here\r\n\r\n".format(target).encode("ascii") + behind)
+        return connection
+
+    def until_held(self, count):
+        until(lambda: self.worker()["held"] == count, SECONDS, "{} polls are held".format(count))
+
+
+def read(connection):
+    """Status, headers and body of the answer on *connection*."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status, answer.headers, answer.read()
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = []
+
+    def make(**settings):
+        url = "sqlite:///{}".format(tmp_path / "log.db")
+        options = ["--access-logfile", "-"]
+        made.append(Gunicorn(dict(SETTINGS, DATABASE_URL=url, **settings), workers=1, options=options))
+        return House(made[-1].start())
+
+    yield make
+    try:
+        for gunicorn in made:
+            assert "Traceback" not in gunicorn.log, gunicorn.log
+    finally:
+        for gunicorn in made:
+            gunicorn.destroy()
+
+
+def close(connection):
+    connection.close()
+
+
+def half_close(connection):
+    connection.shutdown(socket.SHUT_WR)
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_client_that_hangs_up_frees_its_place_at_once(house):
+    house = house()
+    cursor = house.cursor()
+    stays = house.poll(cursor)
+    for hang_up in (close, half_close, reset):
+        goes = house.poll(cursor)
+        house.until_held(2)
+        hang_up(goes)
+        house.until_held(1)
+    # Behind bytes that nobody has read: the end of such a connection does not show by itself.
+    goes = house.poll(cursor, behind=b"GET /health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+    house.until_held(2)
+    goes.close()
+    house.until_held(1)
+    assert json.loads(house.ask("GET", "/status")[2])["answers"] == {"hangup": 4}
+    assert house.gunicorn.log.count('" 499 ') == 4
+    house.publish("for who stayed")
+    assert json.loads(read(stays)[2])["events"][0]["data"] == "for who stayed"
+
+
+def test_a_client_that_sends_while_it_is_held_is_answered_in_order(house):
+    house = house()
+    both = house.poll(house.cursor(), behind=b"GET /health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+    house.until_held(1)
+    house.publish(1)
+    first = read(both)
+    second = read(both)
+    assert json.loads(first[2])["events"][0]["data"] == 1
+    assert (second[0], json.loads(second[2])) == (200, {"status": "live"})
+
+
+def test_a_heartbeat_is_white_space_before_the_body(house):
+    house = house()
+    poll = house.poll(house.cursor(), query="&heartbeat=1000")
+    answer = http.client.HTTPResponse(poll)
+    answer.begin()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.read(1) == b" "
+    house.publish("behind it")
+    assert json.loads(answer.read())["events"][0]["data"] == "behind it"
+
+
+def test_behind_a_heartbeat_an_empty_answer_has_a_body(house):
+    house = house()
+    cursor = house.cursor()
+    status, headers, body = read(house.poll(cursor, query="&heartbeat=1000&timeout=1500"))
+    assert status == 200
+    assert body.startswith(b" ")
+    assert json.loads(body) == {"events": [], "cursor": cursor}
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_worker_that_stops_answers_its_held_polls_at_once(house, number):
+    house = house()
+    cursor = house.cursor()
+    polls = [house.poll(cursor) for _ in range(MANY)]
+    house.until_held(MANY)
+    (old,) = house.gunicorn.workers
+    house.gunicorn.signal(getattr(signal, number))
+    for poll in polls:
+        status, headers, body = read(poll)
+        assert (status, headers["Legacy-Poll-Cursor"], body) == (204, cursor, b"")
+        assert headers["Connection"] == "close"
+    until(lambda: old not in house.gunicorn.workers, SECONDS, "the old worker is gone")
+
+
+def test_a_reload_loses_nothing(house):
+    house = house()
+    cursor, seen = house.cursor(), []
+    for number in range(3):
+        poll = house.poll(cursor)
+        house.until_held(1)
+        (old,) = house.gunicorn.workers
+        house.gunicorn.signal(signal.SIGHUP)
+        cursor = read(poll)[1]["Legacy-Poll-Cursor"]
+        until(
+            lambda: len(house.gunicorn.workers) == 1 and old not in house.gunicorn.workers,
+            SECONDS,
+            "reloaded",
+        )
+        house.gunicorn.wait_until_ready()
+        house.publish(number)
+        status, headers, body = read(house.poll(cursor))
+        seen += [event["data"] for event in json.loads(body)["events"]]
+        cursor = headers["Legacy-Poll-Cursor"]
+    assert seen == list(range(3))
+
+
+def test_max_requests_ends_a_worker_without_holding_anybody_up(tmp_path):
+    url = "sqlite:///{}".format(tmp_path / "log.db")
+    gunicorn = Gunicorn(dict(SETTINGS, DATABASE_URL=url), workers=1, options=["--max-requests", "60"])
+    try:
+        house = House(gunicorn.start())
+        cursor = house.cursor()
+        (old,) = gunicorn.workers
+        polls = [house.poll(cursor) for _ in range(60)]
+        for poll in polls:
+            status, headers, _ = read(poll)
+            assert status in (204, 503)
+            assert status == 503 or headers["Legacy-Poll-Cursor"] == cursor
+        until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
+        gunicorn.wait_until_ready()
+        house.publish("to the next worker")
+        assert json.loads(read(house.poll(cursor))[2])["events"][0]["data"] == "to the next worker"
+    finally:
+        gunicorn.destroy()
