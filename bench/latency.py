@@ -2,8 +2,8 @@
 
 One event at a time into a quiet log, at a moment that has nothing to do with the workers' interval, and only when
 every poll is held again. Two kinds of publisher: another program's INSERT, of which no worker gets a hint (counted
-from when its commit returned), and POST /publish (counted from when the request was sent, so its own work and its
-commit are in it), where the worker that took it gets a hint and the others do not.
+from when its commit returned), and POST /publish, of which the workers of the host do (counted from when the request
+was sent, so the request and its commit are in it).
 """
 
 from __future__ import annotations

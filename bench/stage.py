@@ -197,10 +197,11 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def peak_mib(pid):
-    """The most memory that *pid* ever had resident."""
+def resident_mib(pid, *, peak=False):
+    """Memory of process *pid* that is resident now, or the most that ever was."""
+    field = "VmHWM" if peak else "VmRSS"
     with open("/proc/%d/status" % pid) as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024.0
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024.0
 
 
 def quantile(values, share):

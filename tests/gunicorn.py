@@ -225,7 +225,9 @@ class Gunicorn:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("LEGACY_POLL_")}
         # gunicorn 27 makes a socket below HOME, which all gunicorns of one user would share.
         # And what workers leave in the folder for temporary files goes with ours.
-        environ.update(self.environ, HOME=str(self.directory), TMPDIR=str(self.directory), PYTHONUNBUFFERED="1")
+        environ.update(
+            self.environ, HOME=str(self.directory), TMPDIR=str(self.directory), PYTHONUNBUFFERED="1"
+        )
         environ.update({"LEGACY_POLL_" + name: str(value) for name, value in self.settings.items()})
         return environ
 

@@ -163,4 +163,3 @@ def ask_worker(gunicorn, worker, path):
         request = Request(gunicorn, path)
         until(lambda: gunicorn.worker_of(request.worker_socket) == worker, what="the worker has accepted")
     return request
-

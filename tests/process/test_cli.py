@@ -91,10 +91,14 @@ def test_upgrade_makes_the_tables_once_and_says_what_it_did(database_url, termin
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_token_of_the_command_line_opens_its_channels_and_no_others(serve, database_url, terminal):
     gunicorn = serve({"PUBLIC": 0, "SECRET_KEY": KEY}, workers=2)
-    made = legacy_poll("token", "--channel", "orders", "--channel", "user:7", "--subject", "u7", SECRET_KEY=KEY)
+    made = legacy_poll(
+        "token", "--channel", "orders", "--channel", "user:7", "--subject", "u7", SECRET_KEY=KEY
+    )
     token = made.stdout.strip()
     same = json.loads(legacy_poll("token", "--json", "--channel", "orders", SECRET_KEY=KEY).stdout)["token"]
-    foreign = legacy_poll("token", "--channel", "orders", SECRET_KEY="another key of some length").stdout.strip()
+    foreign = legacy_poll(
+        "token", "--channel", "orders", SECRET_KEY="another key of some length"
+    ).stdout.strip()
 
     client = Client(gunicorn, channel=["orders", "user:7"], token=token).ask()
     terminal.publish("1")

@@ -31,7 +31,9 @@ def test_the_interval_poll_alone_brings_a_commit_in_a_terminal_to_every_held_pol
 
 def test_an_event_posted_to_one_worker_answers_the_polls_on_all(house):
     clients = everyone(hold_everywhere(house, 3, channel=["posted", "orders"], cursor=head(house)))
-    answer = publish(house, [{"channel": "posted", "data": None, "id": "post-1"}, {"channel": "posted", "data": "ü"}])
+    answer = publish(
+        house, [{"channel": "posted", "data": None, "id": "post-1"}, {"channel": "posted", "data": "ü"}]
+    )
     assert answer.status == 201, answer
     assert answer.json["events"][0] == {"id": "post-1", "duplicate": False}
     ids = [event["id"] for event in answer.json["events"]]

@@ -171,11 +171,7 @@ def test_a_reload_loses_nothing(house):
         (old,) = house.gunicorn.workers
         house.gunicorn.signal(signal.SIGHUP)
         cursor = read(poll)[1]["Legacy-Poll-Cursor"]
-        until(
-            lambda: len(house.gunicorn.workers) == 1 and old not in house.gunicorn.workers,
-            SECONDS,
-            "reloaded",
-        )
+        until(lambda gone=old: gone not in house.gunicorn.workers, SECONDS, "the old worker is gone")
         house.gunicorn.wait_until_ready()
         house.publish(number)
         status, headers, body = read(house.poll(cursor))

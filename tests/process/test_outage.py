@@ -101,7 +101,9 @@ def test_a_server_that_starts_first_waits_for_its_database_and_then_for_its_tabl
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
-def test_a_newer_schema_of_the_same_line_is_served_with_a_warning(serve, start_gunicorn, terminal, database_url):
+def test_a_newer_schema_of_the_same_line_is_served_with_a_warning(
+    serve, start_gunicorn, terminal, database_url
+):
     assert legacy_poll("upgrade", DATABASE_URL=database_url).returncode == 0
     terminal("UPDATE legacy_poll_version SET version_num = '1_9999';")
     gunicorn = serve(workers=2)

@@ -13,8 +13,8 @@ import subprocess
 
 import pytest
 
-from tests.process.conftest import everyone, hold_everywhere
-from tests.process.polls import Client, position
+from tests.process.conftest import NO_HINTS, everyone, hold_everywhere
+from tests.process.polls import Client, get, position, publish
 from tests.waiting import until
 
 
@@ -180,8 +180,8 @@ def test_a_restored_backup_is_told_to_clients_and_never_skipped(serve, terminal,
 
 CUT_BACK = """
 BEGIN;
-DELETE FROM legacy_poll_event WHERE position > 1;
-UPDATE legacy_poll_log SET head = 1;
+DELETE FROM legacy_poll_event WHERE position > {head};
+UPDATE legacy_poll_log SET head = {head};
 COMMIT;
 """
 
@@ -196,7 +196,7 @@ def test_a_log_cut_back_by_hand_is_told_to_clients_and_never_skipped(serve, term
     behind_b = Client(gunicorn)
     assert behind_b.hear_until(3) == ["A", "B", "B2"]
     held = everyone(hold_everywhere(gunicorn, 2, cursor=behind_b.cursor))
-    terminal(CUT_BACK)
+    terminal(CUT_BACK.format(head=1))
     # Before anything new is there: what they have seen does not exist any more.
     assert all(is_told(client) for client in held)
     assert {client.cursor for client in held} == {behind_a.cursor}
@@ -207,6 +207,25 @@ def test_a_log_cut_back_by_hand_is_told_to_clients_and_never_skipped(serve, term
     # The log has grown over their position again.
     assert is_told(behind_b.ask())
     assert behind_a.hear_until(3) == ["A", "C", "C2"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_a_worker_that_never_saw_what_was_undone_tells_those_who_did(serve, terminal):
+    # Half a minute between two looks, and no hints: a worker knows only what it did itself, which is nothing at first.
+    gunicorn = serve(dict(NO_HINTS, POLL_INTERVAL_SECONDS=30), workers=2)
+    slow, quick = gunicorn.workers
+    with gunicorn.only(quick):
+        assert publish(gunicorn, {"channel": "orders", "data": "B"}).status == 201
+        behind_b = Client(gunicorn)
+        assert behind_b.hear_until(1) == ["B"]
+    with gunicorn.only(slow):
+        # Held ahead of its worker, on the log's word; then that word is taken back.
+        behind_b.ask()
+        assert get(gunicorn, "/health/live").status == 200
+        assert behind_b.held
+        terminal(CUT_BACK.format(head=0))
+        assert publish(gunicorn, {"channel": "elsewhere", "data": "C"}).status == 201
+        assert is_told(behind_b)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)

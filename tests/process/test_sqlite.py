@@ -100,7 +100,9 @@ def test_rows_that_wait_behind_an_unfit_one_come_when_the_lock_is_free(serve, te
         terminal.publish("{not json", "1", "2")
         with open_transaction(terminal.path):
             stopped.close()
-            until(lambda: gunicorn.logged("has been held for over a second") == 3, what="each worker names it")
+            until(
+                lambda: gunicorn.logged("has been held for over a second") == 3, what="each worker names it"
+            )
             # What can be read is read meanwhile.
             assert get(gunicorn, stream(timeout=0)).data == ["before"]
             assert Client(gunicorn, cursor=head(gunicorn), timeout=100).ask().hear().status == 204

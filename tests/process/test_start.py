@@ -20,9 +20,15 @@ REFUSED = {
         {"HOLD_SECOND": 5},
         ["LEGACY_POLL_HOLD_SECOND is not a setting", "did you mean LEGACY_POLL_HOLD_SECONDS?"],
     ),
-    "a value that is no number": ({"HOLD_SECONDS": "soon"}, ["LEGACY_POLL_HOLD_SECONDS", "'soon'", "a number"]),
+    "a value that is no number": (
+        {"HOLD_SECONDS": "soon"},
+        ["LEGACY_POLL_HOLD_SECONDS", "'soon'", "a number"],
+    ),
     "a value out of bounds": ({"MAX_EVENTS": 0}, ["LEGACY_POLL_MAX_EVENTS", "1 to 10000"]),
-    "a value that is neither yes nor no": ({"PUBLIC": "perhaps"}, ["LEGACY_POLL_PUBLIC", "'perhaps'", "1 or 0"]),
+    "a value that is neither yes nor no": (
+        {"PUBLIC": "perhaps"},
+        ["LEGACY_POLL_PUBLIC", "'perhaps'", "1 or 0"],
+    ),
     "nobody who may read": ({"PUBLIC": 0}, ["LEGACY_POLL_SECRET_KEY", "LEGACY_POLL_PUBLIC=1"]),
     "a key that is too short": (
         {"PUBLIC": 0, "SECRET_KEY": "short"},
@@ -30,7 +36,10 @@ REFUSED = {
     ),
     "a URL that is none": ({"DATABASE_URL": "orders.db"}, ["LEGACY_POLL_DATABASE_URL cannot be used"]),
     "a database in memory": ({"DATABASE_URL": "sqlite://"}, ["in memory", "use a file"]),
-    "a database that we do not know": ({"DATABASE_URL": "oracle://db/x"}, ["LEGACY_POLL_DATABASE_URL cannot be used"]),
+    "a database that we do not know": (
+        {"DATABASE_URL": "oracle://db/x"},
+        ["LEGACY_POLL_DATABASE_URL cannot be used"],
+    ),
 }
 
 

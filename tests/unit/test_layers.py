@@ -20,7 +20,21 @@ LAYERS = {
     "words": ["errors", "config", "cursors", "events"],
     "storage": ["tables", "dialects", "database", "schema", "backlog", "eventlog", "sequencer", "upkeep"],
     "flow": ["wakeups", "admission", "hub", "catchup", "publisher", "revocations", "hold"],
-    "edge": ["schemas", "tokens", "wire", "lanes", "stopping", "runtime", "answers", "publishing", "operators", "views", "cli", "extension", "server"],
+    "edge": [
+        "schemas",
+        "tokens",
+        "wire",
+        "lanes",
+        "stopping",
+        "runtime",
+        "answers",
+        "publishing",
+        "operators",
+        "views",
+        "cli",
+        "extension",
+        "server",
+    ],
 }
 ORDER = [room for layer in LAYERS.values() for room in layer]
 
