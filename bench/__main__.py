@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import resource
 import signal
 import sys
@@ -15,7 +16,7 @@ DATABASES = ("sqlite", "postgresql", "mariadb")
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures legacy_poll on database servers of its own. Without arguments everything: half an hour.",
+        description="Measures legacy_poll on database servers of its own. All of it takes forty minutes.",
         epilog='Example: make bench ARGS="latency --databases postgresql --held 1 100 --quick"',
     )
     parser.add_argument(
@@ -25,7 +26,7 @@ def main():
     parser.add_argument("--held", nargs="+", type=int, default=[1, 100, 1000], help="polls held at once")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="of gunicorn, for latency")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the table has their medians")
-    parser.add_argument("--events", type=int, default=100, help="in a latency run; fewer at over 400 held")
+    parser.add_argument("--events", type=int, default=60, help="in a latency run; fewer at over 200 held")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a throughput run")
     parser.add_argument("--quick", action="store_true", help="one short run of each: does it work at all?")
     options = parser.parse_args()
@@ -39,7 +40,7 @@ def main():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name in options.what or MEASUREMENTS:
-        print("\n%s" % name)
+        print("\n%s (%d CPUs, load average %.1f)" % (name, os.cpu_count(), os.getloadavg()[0]))
         importlib.import_module("bench." + name).run(options)
 
 

@@ -87,7 +87,7 @@ def run(options):
 
 def measure(database, server, publisher_class, held, options):
     """One run: first p50, p99; last p50, p99; each p50, p99, max; milliseconds."""
-    count = max(10, min(options.events, options.events * 400 // held))
+    count = max(10, min(options.events, options.events * 200 // held))
     publisher = publisher_class(database, server.port)
     with Child("client", server.port, held) as client:
         try:

@@ -185,12 +185,14 @@ class Gunicorn:
 
     def worker_of(self, client_socket):
         """The process id of the worker that accepted our connection; None while nobody has."""
-        ours, theirs = client_socket.getsockname()[1], client_socket.getpeername()[1]
-        inode = _inode(theirs, ours)
-        for pid in self.workers if inode else []:
-            if inode in _socket_inodes(pid):
-                return pid
-        return None
+        return self.workers_of([client_socket])[0]
+
+    def workers_of(self, client_sockets):
+        """The same for many, at the cost of one."""
+        accepted = _accepted()
+        owners = {inode: pid for pid in self.workers for inode in _socket_inodes(pid)}
+        ports = [(each.getpeername()[1], each.getsockname()[1]) for each in client_sockets]
+        return [owners.get(accepted.get(pair)) for pair in ports]
 
     def descriptors(self, worker):
         """How many descriptors *worker* has open."""
@@ -236,12 +238,12 @@ class Gunicorn:
             self.destroy()
 
 
-def _inode(local_port, remote_port):
-    """The inode of the accepted end of a loopback connection; None while it waits to be accepted."""
-    row = r"^ *\d+: \w+:{:04X} \w+:{:04X} (?:\S+ +){{6}}([1-9]\d*) ".format(local_port, remote_port)
+def _accepted():
+    """(local port, remote port) -> the inode of that end of a loopback connection, unless it waits to be accepted."""
+    row = r"^ *\d+: \w+:(\w{4}) \w+:(\w{4}) (?:\S+ +){6}([1-9]\d*) "
     with open("/proc/net/tcp") as table:
-        found = re.search(row, table.read(), re.MULTILINE)
-    return found and found.group(1)
+        found = re.findall(row, table.read(), re.MULTILINE)
+    return {(int(local, 16), int(remote, 16)): inode for local, remote, inode in found}
 
 
 def _socket_inodes(pid):

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy import event as listening
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
@@ -32,7 +32,10 @@ def everything(store):
     return moved
 
 
-def test_the_users_pool_is_never_used(store, engine, leave):
+def test_the_users_pool_is_never_used(make_store, database_url, leave):
+    # SQLAlchemy 1.4 has no pool for SQLite's files, unless one asks for it.
+    engine = create_engine(database_url, future=True, poolclass=QueuePool)
+    store = make_store(engine)
     leave(store, 1)
     taken = []
     listening.listen(engine, "engine_connect", lambda *rest: taken.append(rest))
@@ -41,10 +44,12 @@ def test_the_users_pool_is_never_used(store, engine, leave):
     assert store.database.write(lambda connection: engine.pool.checkedout()) == 0
     assert taken == []
     assert store.data() == [1]
+    engine.dispose()
 
 
 def test_a_users_pool_of_one_that_is_exhausted_stops_nothing(make_store, database_url, leave):
-    small = create_engine(database_url, future=True, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+    small = create_engine(database_url, future=True, **options)
     store = make_store(small)
     leave(store, 1)
     with small.connect():

@@ -216,7 +216,7 @@ class _Run:
                 self._until(lambda: answers() >= 150, "answers beside a stopped writer")
                 assert self._head() == head, "somebody wrote beside a stopped writer"
             else:
-                self._wait_for_head(self._head() + 500)
+                self._wait_for_head(self._head() + self._workload.events // 40)
         finally:
             fault.resume()
         return "{} was stopped {}".format(place, where).strip() + ", until others had gone on"
@@ -230,7 +230,7 @@ class _Run:
         Fault(self._workload.path, "server-{}".format(number), KILL_ALL).strike()
         server = self._servers[number]
         self._until(lambda: not server.running, "gunicorn is gone")
-        self._wait_for_head(self._head() + 100)
+        self._wait_for_head(self._head() + self._workload.events // 200)
         server.start()
         return "server-{} was killed whole while it held the log's lock, and started again".format(number)
 

@@ -201,3 +201,4 @@ def test_what_is_wrong_with_the_database_is_for_the_log_and_not_for_clients(make
     for path in ("/stream", "/cursor", "/health/ready"):
         assert b"nonexistent" not in site.get(path).body
         assert b"sqlite" not in site.get(path).body.lower()
+        assert b"unable to open" not in site.get(path).body

@@ -144,7 +144,7 @@ def hold_everywhere(gunicorn, each, live="/health/live", **options):
                 client.ask()
             accepted = [client.request.worker_socket for client in held[worker]]
             until(
-                lambda wanted=worker, sockets=accepted: {gunicorn.worker_of(s) for s in sockets} == {wanted},
+                lambda wanted=worker, sockets=accepted: set(gunicorn.workers_of(sockets)) == {wanted},
                 what="the worker has accepted its clients",
             )
             # It takes requests in turn: when it answers this one, it holds the others.

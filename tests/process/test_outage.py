@@ -100,7 +100,7 @@ def test_a_server_that_starts_first_waits_for_its_database_and_then_for_its_tabl
     assert gunicorn.logged("Traceback") == 0
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_newer_schema_of_the_same_line_is_served_with_a_warning(
     serve, start_gunicorn, terminal, database_url
 ):
@@ -113,7 +113,7 @@ def test_a_newer_schema_of_the_same_line_is_served_with_a_warning(
     until(lambda: gunicorn.logged("at version 1_9999, newer than this code's") == 2)
 
 
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_schema_of_another_line_is_refused_and_never_answered_with_silence(
     start_gunicorn, terminal, database_url
 ):

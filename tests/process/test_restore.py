@@ -209,7 +209,7 @@ def test_a_log_cut_back_by_hand_is_told_to_clients_and_never_skipped(serve, term
     assert behind_a.hear_until(3) == ["A", "C", "C2"]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_worker_that_never_saw_what_was_undone_tells_those_who_did(serve, terminal):
     # Half a minute between two looks, and no hints: a worker knows only what it did itself, which is nothing at first.
     gunicorn = serve(dict(NO_HINTS, POLL_INTERVAL_SECONDS=30), workers=2)
@@ -228,7 +228,7 @@ def test_a_worker_that_never_saw_what_was_undone_tells_those_who_did(serve, term
         assert is_told(behind_b)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_log_with_a_hole_goes_on_behind_it(serve, terminal):
     gunicorn = serve()
     terminal.publish('"A"', '"B"')

@@ -44,13 +44,16 @@ class Gate:
         self.calls[number - 1].set()
 
 
+# More than any test takes: a greenlet that waited for a place of threading's would stop all of them.
+PLACES = 2000
+
+
 @pytest.fixture
 def flights():
-    flights = SingleFlight(2)
+    flights = SingleFlight(PLACES)
     yield flights
     assert not flights._boarding and not flights._flying
-    # Both places are free.
-    assert flights._places.acquire(blocking=False) and flights._places.acquire(blocking=False)
+    assert all(flights._places.acquire(blocking=False) for _ in range(PLACES)), "a place was not given back"
 
 
 @pytest.fixture
@@ -180,10 +183,13 @@ def test_a_follower_that_is_killed_disturbs_nobody(flights, gate):
     assert followers[0].get(timeout=5) == followers[2].get(timeout=5) == 2
 
 
-def test_a_killed_read_frees_its_place(flights, gate):
-    for key in range(5):
+def test_a_killed_read_frees_its_place(gate):
+    flights = SingleFlight(1)
+    for key in range(3):
         caller = call(flights, gate, key)
         caller.kill(timeout=5)
+        assert flights._places.acquire(blocking=False)
+        flights._places.release()
 
 
 def test_no_more_run_at_once_than_there_are_places():

@@ -148,6 +148,6 @@ def test_every_setting_is_described_by_a_sentence(name):
 
 def test_half_of_the_descriptors_may_be_held(monkeypatch):
     resource = pytest.importorskip("resource")
-    for limit, held in ((1024, 512), (10, 100), (-1, 100_000)):
+    for limit, held in ((1024, 512), (10, 100), (10**6, 10_000), (-1, 10_000)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert Settings().max_held == held
