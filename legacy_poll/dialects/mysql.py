@@ -14,11 +14,13 @@ from typing import Any, Iterator, Optional, Sequence
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
+from ..errors import StorageBusy
 from .base import MOVE_SECONDS, Dialect, code_of
 
 __all__ = ["MySQL"]
 
 _NO_SUCH_TABLE = 1146
+_UPGRADE_WAIT_SECONDS = 60
 # Wait timeout, deadlock.
 _LOCK_ERRORS = (1205, 1213)
 # A name is at most 64 characters, and a database's name alone may be as long.
@@ -105,7 +107,8 @@ class MySQL(Dialect):
 
     @contextlib.contextmanager
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
-        self._get_lock(connection, "upgrade", 60)
+        if not self._get_lock(connection, "upgrade", _UPGRADE_WAIT_SECONDS):
+            raise StorageBusy("another upgrade has been under way for %d seconds" % _UPGRADE_WAIT_SECONDS)
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from legacy_poll import schema
-from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.errors import SchemaError, SchemaMissing, StorageBusy, StorageUnavailable
 from legacy_poll.tables import metadata
 from tests.contract.store import Store, run, two_writers
 from tests.servers import find_program
@@ -273,3 +273,17 @@ def test_an_application_in_a_transaction_of_its_own_is_not_committed_by_an_upgra
         schema.upgrade(engine)
         connection.rollback()
         assert connection.execute(text("SELECT count(*) FROM shop_order")).scalar() == 0
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_an_upgrade_that_waits_in_vain_for_another_gives_up(engine, monkeypatch):
+    monkeypatch.setattr("legacy_poll.dialects.mysql._UPGRADE_WAIT_SECONDS", 0)
+    with engine.connect() as other:
+        name = "CONCAT('legacy_poll.upgrade.', LEFT(SHA1(DATABASE()), 16))"
+        assert other.execute(text("SELECT GET_LOCK(%s, 0)" % name)).scalar() == 1
+        with pytest.raises(StorageBusy, match="another upgrade has been under way"):
+            schema.upgrade(engine)
+        assert table_names(engine) == set()
+        other.execute(text("SELECT RELEASE_LOCK(%s)" % name))
+    schema.upgrade(engine)
+    assert table_names(engine) == OURS

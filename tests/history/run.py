@@ -131,7 +131,7 @@ class _Run:
         self._started = started
         self._readers: list[subprocess.Popen] = []
         self._publishers: list[subprocess.Popen] = []
-        self._lives = Counter(range(PUBLISHERS))
+        self._lives = [0] * PUBLISHERS
         self._faults: list[str] = []
 
     def to_the_end(self, faults: bool) -> Outcome:
