@@ -141,6 +141,7 @@ class Server:
             self._child = subprocess.Popen(
                 self._as_user(self._serve_command()),
                 cwd=self.directory,
+                env=self._environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -266,6 +267,7 @@ class Server:
             made = subprocess.call(
                 self._as_user(self._make_command()),
                 cwd=self.directory,
+                env=self._environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -277,6 +279,10 @@ class Server:
         # A forked child that ends in an orderly way runs its parent's exit functions too.
         if os.getpid() == owner:
             self.destroy()
+
+    def _environ(self):
+        # A mariadbd that starts removes the temporary tables of others from the folder for temporary files.
+        return dict(os.environ, TMPDIR=self.directory)
 
     def _as_user(self, command):
         if not self._user:

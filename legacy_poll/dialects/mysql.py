@@ -32,7 +32,7 @@ _HOLDER = text(
 )
 # Each id is looked up in the primary key, by itself: joined in this order and by this index whatever the statistics
 # say. So only the rows named are locked, as by one statement for each, at a twentieth of the cost.
-_DELETE_EACH = text(
+DELETE_EACH = text(
     "DELETE o FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS ids"
     " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.id"
 )
@@ -93,7 +93,7 @@ class MySQL(Dialect):
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
         if self._needs_named_lock(connection):  # and has no JSON_TABLE either
             return super().delete_outbox(connection, ids)
-        return int(connection.execute(_DELETE_EACH, {"ids": json.dumps(list(ids))}).rowcount)
+        return int(connection.execute(DELETE_EACH, {"ids": json.dumps(list(ids))}).rowcount)
 
     def lock_holder(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_HOLDER).first()

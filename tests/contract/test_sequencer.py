@@ -5,12 +5,14 @@ A race is scripted: one sequencer has read its rows and is about to take the loc
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from legacy_poll.dialects.base import MOVE_SECONDS
+from legacy_poll.dialects.mysql import DELETE_EACH
 from legacy_poll.errors import StorageBusy, StorageUnavailable
 from legacy_poll.eventlog import append
 from legacy_poll.tables import event, log, outbox, set_aside
@@ -410,3 +412,16 @@ def test_a_batch_that_the_database_ends_is_smaller_the_next_time(store, leave, m
             failures += 1
             assert failures < 50, "no batch is ever small enough"
     assert store.data() == list(range(100))
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("rows", [1, 500, 5000])
+def test_a_move_looks_each_of_its_rows_up_by_key(store, engine, rows):
+    # Any other plan may lock rows of transactions that are open, and then everybody stands behind them.
+    run(engine, series(engine, rows))
+    with engine.connect() as connection:
+        first = connection.execute(select(func.min(outbox.c.id))).scalar()
+        ids = json.dumps(list(range(first, first + 500)))
+        plan = connection.execute(text("EXPLAIN " + DELETE_EACH.text), {"ids": ids}).mappings().all()
+    looked_up = [(row["type"], row["key"]) for row in plan if row["table"] == "o"]
+    assert looked_up == [("eq_ref", "PRIMARY")], plan

@@ -26,6 +26,12 @@ def told(gunicorn):
     return [line for line in lines if "notifications" not in line]
 
 
+def balance(lines):
+    """How many workers have said that the database is away, and not yet that it works again."""
+    again = sum(AGAIN in line for line in lines)
+    return len(lines) - 2 * again
+
+
 def is_unavailable(answer, code="storage_unavailable"):
     assert (answer.status, answer.code) == (503, code), answer
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
@@ -45,7 +51,9 @@ def test_an_outage_costs_held_polls_nothing_but_time(serve, terminal, database_s
     for turn, go_away in enumerate([database_server.stop, database_server.kill], start=1):
         before = len(told(gunicorn))
         go_away()
-        until(lambda seen=before: len(told(gunicorn)) == seen + 3, what="each worker says that it is away")
+        until(
+            lambda seen=before: balance(told(gunicorn)[seen:]) == 3, what="each worker says that it is away"
+        )
 
         assert get(gunicorn, "/health/live").status == 200
         is_unavailable(get(gunicorn, "/health/ready"))
@@ -70,7 +78,11 @@ def test_an_outage_costs_held_polls_nothing_but_time(serve, terminal, database_s
         for client in clients:
             client.ask()
         lines = told(gunicorn)[before:]
-        assert [AGAIN in line for line in lines] == [False] * 3 + [True] * 3, lines
+        assert balance(lines) == 0, lines
+        if go_away == database_server.stop:
+            assert [AGAIN in line for line in lines] == [False] * 3 + [True] * 3, lines
+        # kill -9 takes the server's processes one by one: a worker may meet a dead one, and then one that still lives.
+        assert len(lines) <= 12, lines
     terminal.publish('"the end"')
     assert [client.hear().data for client in clients] == [["the end"]] * 12
 
