@@ -1,4 +1,7 @@
-"""``python -m bench [latency] [throughput] [costs]``: prints tables; ends with 1 if an event was lost or came twice."""
+"""``python -m bench [latency] [throughput] [costs] [drain] [lanes] [peers] [many]``: prints tables.
+
+Ends with 1 if an event was lost, came twice or out of order.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,39 @@ import resource
 import signal
 import sys
 
-MEASUREMENTS = ("latency", "throughput", "costs")
+MEASUREMENTS = ("latency", "throughput", "costs", "drain", "lanes", "peers", "many")
+CONTENDERS = ("nchan", "parked", "standard", "view", "socketio", "golongpoll")
+FRONTS = ("none", "nginx", "haproxy")
 DATABASES = ("sqlite", "postgresql", "mariadb")
 
 
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures legacy_poll on database servers of its own. All of it takes forty minutes.",
+        description="Measures legacy_poll on database servers of its own. All of it takes eighty minutes.",
         epilog='Example: make bench ARGS="latency --databases postgresql --held 1 100 --quick"',
     )
     parser.add_argument(
         "what", nargs="*", metavar="what", help="of %s; default all" % ", ".join(MEASUREMENTS)
     )
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
-    parser.add_argument("--held", nargs="+", type=int, default=[1, 100, 1000], help="polls held at once")
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="of gunicorn, for latency")
+    parser.add_argument(
+        "--held", nargs="+", type=int, help="polls held at once; default 1 100 1000, for peers 100 1000 10000"
+    )
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="for latency and peers")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the table has their medians")
     parser.add_argument("--events", type=int, default=60, help="in a latency run; fewer at over 200 held")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=CONTENDERS,
+        metavar="NAME",
+        help="for peers, of %s; default all" % ", ".join(CONTENDERS),
+    )
+    parser.add_argument(
+        "--fronts", nargs="+", choices=FRONTS, default=FRONTS, help="proxies before ours, for peers"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of a throughput run")
     parser.add_argument("--quick", action="store_true", help="one short run of each: does it work at all?")
     options = parser.parse_args()

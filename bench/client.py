@@ -2,8 +2,9 @@
 
 Plain sockets, so that 1,000 answers are read in a few milliseconds on a busy core, and what is measured is the server.
 Commands, one JSON value a line: a number n is answered once every connection is past the log's present end and has
-seen n events since; null is answered with
-what was seen: for each connection a list of [number of the event, when its answer was here].
+seen n events since; null is answered with what was seen: for each connection a list of [number of the event, when its
+answer was here]. false: from now on no connection polls again behind its answer; true: all that did not do so now, and
+from now on all do. Both are answered when that is done.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ class Poll:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.seen = []
         self.begun = False
+        self.cursor = None
         self._buffer = b""
+
+    def ask_again(self):
+        if self.cursor is not None:
+            cursor, self.cursor = self.cursor, None
+            self.ask(cursor)
 
     def ask(self, cursor):
         # empty=200: an empty answer has its cursor in the body too.
@@ -51,7 +58,7 @@ class Poll:
         numbers, cursor = understood(body)
         self.begun = True
         self.seen.extend((number, now) for number in numbers)
-        self.ask(cursor)
+        self.cursor = cursor
 
 
 @lru_cache(maxsize=64)
@@ -70,17 +77,24 @@ def main(port, count):
     poller = select.epoll()
     for descriptor in list(polls) + [sys.stdin.fileno()]:
         poller.register(descriptor, select.EPOLLIN)
-    wanted = None
+    wanted, asks = None, True
     while True:
         for descriptor, _ in poller.poll():
             if descriptor in polls:
                 polls[descriptor].read()
+                if asks:
+                    polls[descriptor].ask_again()
                 continue
             line = sys.stdin.readline()
             if not line:
                 return
             wanted = json.loads(line)
-            if wanted is None:
+            if isinstance(wanted, bool):
+                asks, wanted = wanted, None
+                for poll in polls.values() if asks else ():
+                    poll.ask_again()
+                print("true", flush=True)
+            elif wanted is None:
                 print(json.dumps([poll.seen for poll in polls.values()]), flush=True)
         if wanted is not None and all(poll.begun and len(poll.seen) >= wanted for poll in polls.values()):
             print(json.dumps(wanted), flush=True)

@@ -1,9 +1,10 @@
 """From a commit to the client: how long until those who hold a poll have the event.
 
 One event at a time into a quiet log, at a moment that has nothing to do with the workers' interval, and only when
-every poll is held again. Two kinds of publisher: another program's INSERT, of which no worker gets a hint (counted
-from when its commit returned), and POST /publish, of which the workers of the host do (counted from when the request
-was sent, so the request and its commit are in it).
+every poll is held again. Three kinds of publisher: another program's INSERT, of which no worker gets a hint;
+poll.publish() in a script, whose commit sends one to the workers of the host (both counted from when the commit
+returned); and POST /publish, which does so too (counted from when the request was sent, so the request and its commit
+are in it).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from bench.client import CHANNEL
 from bench.stage import TOKEN, Child, Gunicorn, check_order, median, place, quantile
 from tests.waiting import until
 
+HELD = (1, 100, 1000)
 SETTLE_SECONDS = 120
 #: After an event a publisher looks more often for a while (5, 10, 20, 40 ms); after this it is idle again.
 QUIET_SECONDS = 0.12
@@ -37,6 +39,21 @@ class Inserts:
 
     def publish(self, number):
         return self._child.ask({"rows": 1})[0][2]
+
+    def close(self):
+        self._child.__exit__()
+
+
+class Commits:
+    """A script with poll.publish() and a Session."""
+
+    name = "commit"
+
+    def __init__(self, database, port):
+        self._child = Child("committer", database.url)
+
+    def publish(self, number):
+        return self._child.ask(number)[1]
 
     def close(self):
         self._child.__exit__()
@@ -74,8 +91,8 @@ def run(options):
         with place(kind) as database:
             for workers in options.workers if database else ():
                 with Gunicorn(database, workers) as server:
-                    for held in options.held:
-                        for publisher in (Inserts, Posts):
+                    for held in options.held or HELD:
+                        for publisher in (Inserts, Commits, Posts):
                             runs = [
                                 measure(database, server, publisher, held, options)
                                 for _ in range(options.repeats)

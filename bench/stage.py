@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATABASES = ("sqlite", "postgresql", "mariadb")
 TOKEN = "bench"
 START_SECONDS = 60
+LOG_CHARACTERS = 3000  # of a server that was in a run that failed
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -119,30 +121,43 @@ class Child:
 
 
 class Gunicorn:
-    """``gunicorn -k gevent wsgi:app`` as anybody would run it, on a Place."""
+    """``gunicorn -k gevent wsgi:app`` as anybody would run it, on a Place; or another *app*, which needs none.
 
-    def __init__(self, database, workers):
+    Args:
+        ready: A path that is answered, whatever with, once a worker serves; with its status 200 for our own app.
+    """
+
+    def __init__(self, database, workers, *, settings=(), options=(), app="wsgi:app", ready="/health/ready"):
         self.port = free_port()
         self._workers = workers
+        self._ready = ready
+        self._any_answer = database is None
         self._log = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", str(workers)]
         self._process = subprocess.Popen(
-            command + ["-b", "127.0.0.1:%d" % self.port, "wsgi:app"],
+            command + ["-b", "127.0.0.1:%d" % self.port, *options, app],
             cwd=ROOT,
             env=dict(
                 os.environ,
-                LEGACY_POLL_DATABASE_URL=database.url,
+                LEGACY_POLL_DATABASE_URL=database.url if database else "sqlite://",
                 LEGACY_POLL_PUBLIC="1",
                 LEGACY_POLL_PUBLISH_TOKEN=TOKEN,
+                **{"LEGACY_POLL_" + name: str(value) for name, value in dict(settings).items()},
             ),
             stdout=self._log,
             stderr=self._log,
         )
 
     def __enter__(self):
-        until(
-            lambda: self._process.poll() is not None or self._is_ready(), START_SECONDS, "gunicorn is ready"
-        )
+        try:
+            until(
+                lambda: self._process.poll() is not None or self._is_ready(),
+                START_SECONDS,
+                "gunicorn is ready",
+            )
+        except BaseException:  # told to end meanwhile
+            self._process.terminate()
+            raise
         if self._process.poll() is not None:
             raise AssertionError("gunicorn ended:\n%s" % self.log())
         return self
@@ -151,8 +166,13 @@ class Gunicorn:
         self._process.terminate()
         self._process.wait()
         if error[0] is not None:
-            sys.stderr.write(self.log())
+            sys.stderr.write(self.log()[-LOG_CHARACTERS:])
         self._log.close()
+
+    @property
+    def pid(self):
+        """The arbiter's."""
+        return self._process.pid
 
     def log(self):
         self._log.seek(0)
@@ -169,9 +189,11 @@ class Gunicorn:
 
     def _is_ready(self):
         try:
-            with urllib.request.urlopen("http://127.0.0.1:%d/health/ready" % self.port):
+            with urllib.request.urlopen("http://127.0.0.1:%d%s" % (self.port, self._ready)):
                 return len(self.workers()) == self._workers
-        except (urllib.error.URLError, OSError):
+        except urllib.error.HTTPError:
+            return self._any_answer
+        except OSError:
             return False
 
 
@@ -197,11 +219,25 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def exact_cpu_seconds(pid):
+    """As :func:`cpu_seconds`, to the nanosecond; of the threads that live now."""
+    total = 0
+    for task in os.listdir("/proc/%d/task" % pid):
+        with open("/proc/%d/task/%s/schedstat" % (pid, task)) as schedstat:
+            total += int(schedstat.read().split()[0])
+    return total / 1e9
+
+
 def resident_mib(pid, *, peak=False):
     """Memory of process *pid* that is resident now, or the most that ever was."""
     field = "VmHWM" if peak else "VmRSS"
     with open("/proc/%d/status" % pid) as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024.0
+
+
+def descriptor_limit():
+    """How many a process of ours may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def quantile(values, share):
