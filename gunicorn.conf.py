@@ -3,6 +3,7 @@
 An application with a configuration of its own copies what it needs; nothing below is required for correctness.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -43,3 +44,12 @@ def post_worker_init(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for state in getattr(worker.wsgi, "extensions", {}).get("legacy_poll", {}).values():
         state.runtime().start()
+    # Modules and their like live as long as the worker. Python's collector need not go through them again and again
+    # while many polls come and go: that was a tenth of a held poll's cost.
+    gc.collect()
+    gc.freeze()
+
+
+def worker_exit(server, worker):
+    """Let Python end the worker as it would have ended without the above."""
+    gc.unfreeze()

@@ -250,7 +250,7 @@ def jquery():
 
 @shop.app_context_processor
 def terminal() -> dict:
-    return {"command": terminal_command(db.engine.url)}
+    return {"command": terminal_command(db.engine.url), "library": poll.script_url()}
 
 
 @shop.app_errorhandler(OperationalError)

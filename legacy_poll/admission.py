@@ -19,14 +19,17 @@ class Admission:
     """
 
     def __init__(self, *, max_held: int, max_held_per_client: int) -> None:
-        self._max_held = max_held
+        #: Most at once for this worker.
+        self.max_held = max_held
         self._max_held_per_client = max_held_per_client
         self._lock = threading.Lock()
         self._by_client: Dict[str, int] = {}
         self.held = 0
-        #: How many were refused for want of room.
-        self.refused = 0
         self._closed = False
+
+    def limit(self, max_held: int) -> None:
+        """Allows no more than *max_held* at once: the server has no room for more."""
+        self.max_held = min(self.max_held, max_held)
 
     def close(self) -> None:
         """Lets nobody in any more."""
@@ -43,31 +46,46 @@ class Admission:
             ServerFull: The worker holds as many as it may.
             TooManyPolls: This client does.
         """
+        self.take(client)
+        return _Place(self, client).leave
+
+    @property
+    def counts_clients(self) -> bool:
+        """Whether it matters whose a place is."""
+        return bool(self._max_held_per_client)
+
+    def take(self, client: str, polls: int = 1) -> None:
+        """Takes *polls* places for *client*, or none; :meth:`leave` gives them back.
+
+        Raises:
+            As :meth:`enter` does.
+        """
         if self._closed:
             raise Draining("this worker is about to stop; another one takes the next request")
         with self._lock:
             theirs = self._by_client.get(client, 0)
-            if self._max_held_per_client and theirs >= self._max_held_per_client:
-                self.refused += 1
+            if self._max_held_per_client and theirs + polls > self._max_held_per_client:
                 raise TooManyPolls(
-                    "this client holds %d polls: at most %d are allowed" % (theirs, self._max_held_per_client)
+                    "this client holds %d polls: at most %d are allowed"
+                    % (theirs, self._max_held_per_client),
+                    limit="max_held_per_client",
                 )
-            if self.held >= self._max_held:
-                self.refused += 1
+            if self.held + polls > self.max_held:
                 raise ServerFull(
-                    "this worker holds %d polls: at most %d are allowed" % (self.held, self._max_held)
+                    "this worker holds %d polls: at most %d are allowed" % (self.held, self.max_held),
+                    limit="max_held",
                 )
-            self.held += 1
+            self.held += polls
             if self._max_held_per_client:
-                self._by_client[client] = theirs + 1
-        return _Place(self, client).leave
+                self._by_client[client] = theirs + polls
 
-    def _leave(self, client: str) -> None:
+    def leave(self, client: str, polls: int = 1) -> None:
+        """Gives back *polls* places of *client*."""
         with self._lock:
-            self.held -= 1
+            self.held -= polls
             if client in self._by_client:
-                self._by_client[client] -= 1
-                if not self._by_client[client]:
+                self._by_client[client] -= polls
+                if self._by_client[client] <= 0:
                     del self._by_client[client]
 
 
@@ -82,4 +100,4 @@ class _Place:
     def leave(self) -> None:
         if not self._left:
             self._left = True
-            self._admission._leave(self._client)
+            self._admission.leave(self._client)

@@ -75,6 +75,9 @@ def refusal(error: LegacyPollError, runtime: Optional[Runtime]) -> Answer:
         error: What happened.
         runtime: For the head that a 410 carries, and for how many come back together.
     """
+    limit = getattr(error, "limit", "")
+    if limit and runtime is not None:
+        runtime.metrics.refused(limit)
     if isinstance(error, CursorGone) and runtime is not None:
         try:
             return render_error(error, cursor=runtime.catchup.head())

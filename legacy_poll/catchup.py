@@ -58,7 +58,9 @@ class SingleFlight:
                 leads = flight is None
                 if flight is None:
                     if len(self._boarding) >= self._most_waiting:
-                        raise ServerFull("%d reads of old events wait already" % self._most_waiting)
+                        raise ServerFull(
+                            "%d reads of old events wait already" % self._most_waiting, limit="max_catchups"
+                        )
                     flight = self._boarding[key] = _Flight(self._make_event())
                 before = self._flying.get(key)
             if leads:
@@ -103,6 +105,7 @@ class CatchUp:
         reads: Most reads at once.
         most_waiting: Most different reads that wait for their turn.
         max_bytes: Most bytes of data in one answer.
+        max_backlog: Most events behind a poll's cursor; 0 is no limit.
         make_event: Makes what callers wait on; as for the hub.
     """
 
@@ -112,25 +115,38 @@ class CatchUp:
         *,
         reads: int,
         max_bytes: int,
+        max_backlog: int = 0,
         most_waiting: int = 1000,
         make_event: Callable[[], Any] = gevent.event.Event,
     ) -> None:
         self._log = log
         self._max_bytes = max_bytes
+        self._max_backlog = max_backlog
         #: How many reads there have been.
         self.reads = 0
         self._flights = SingleFlight(reads, most_waiting=most_waiting, make_event=make_event)
 
-    def read_after(self, cursor: Optional[Cursor], *, channels: FrozenSet[str], limit: int) -> Batch:
-        """As :meth:`EventLog.read_after`."""
+    def read_after(
+        self, cursor: Optional[Cursor], *, channels: FrozenSet[str], limit: int, first: bool = True
+    ) -> Batch:
+        """As :meth:`EventLog.read_after`; *first* as for :meth:`Hub.join`."""
+        max_backlog = self._max_backlog if first else 0
         return self._flights.call(
-            (cursor, channels, limit),
-            lambda: self._read(cursor, channels, limit),
+            (cursor, channels, limit, max_backlog),
+            lambda: self._read(cursor, channels, limit, max_backlog),
         )
 
-    def _read(self, cursor: Optional[Cursor], channels: FrozenSet[str], limit: int) -> Batch:
+    def _read(
+        self, cursor: Optional[Cursor], channels: FrozenSet[str], limit: int, max_backlog: int
+    ) -> Batch:
         self.reads += 1
-        return self._log.read_after(cursor, channels=channels, limit=limit, max_bytes=self._max_bytes)
+        return self._log.read_after(
+            cursor,
+            channels=channels,
+            limit=limit,
+            max_bytes=self._max_bytes,
+            max_backlog=max_backlog,
+        )
 
     def head(self) -> Cursor:
         """The cursor behind everything, not older than anything that was answered anywhere before this call.

@@ -8,16 +8,27 @@ cannot pass for a setting.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Tuple
 
 from .errors import ConfigError, shown
 
 __all__ = ["Settings", "PREFIX"]
 
 PREFIX = "LEGACY_POLL_"
+# Scheme, host and port: lower case, no path, as the header Origin has it.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,100}")
+# An equal poll of another user, client, site or format must not pass for the same.
+_NEVER_VARY = frozenset(
+    "accept accept-encoding accept-language authorization connection content-length content-type cookie expect "
+    "forwarded host origin proxy-authorization range referer te trailer transfer-encoding upgrade user-agent x-api-key "
+    "x-csrf-token x-forwarded-for x-forwarded-host x-forwarded-prefix x-forwarded-proto x-real-ip".split()
+)
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 
@@ -86,6 +97,10 @@ class Settings:
         least=0,
     )
     max_held_per_client: int = _setting(0, "Most polls held at once for one client address; 0: no limit.")
+    # Whoever is so far behind is better served by its state as it is now than by everything that led there.
+    max_backlog_events: int = _setting(
+        0, "Most events behind a poll's cursor, on its channels; more is answered 410; 0: no limit."
+    )
     # A missing cursor starts with everything that is retained; "now" suits pages that render their own state first.
     start: str = _setting("oldest", "Where a poll without a cursor starts: oldest or now.")
     tail_events: int = _setting(10_000, "Recent events kept in the worker's memory.", least=1)
@@ -119,9 +134,30 @@ class Settings:
     )
     # A client that does not take an answer in this time has gone, or is not worth a place.
     send_seconds: float = _setting(
-        30.0, "Longest time that sending an answer may stand still, seconds.", least=0.1
+        30.0, "Longest time for a client to take 64 KiB of an answer, seconds.", least=0.1
     )
     write_wait_seconds: float = _setting(5.0, "SQLite: how long a write waits for another writer.", most=60)
+
+    park: bool = _setting(
+        True,
+        "0: waiting polls stay in their request on gunicorn's gevent worker, too: docs/lanes.md.",
+    )
+    # Logout, a changed cookie and poll.revoke() do not wait for this; only what nobody tells us of does.
+    reauthorize_seconds: float = _setting(
+        60.0,
+        "While parked: longest time that equal polls are held without the application being asked; 0: always.",
+        most=3600,
+    )
+
+    varying_headers: str = _setting(
+        "",
+        "While parked: headers that differ from request to request, with commas: X-Request-Id,traceparent.",
+    )
+
+    jsonp: bool = _setting(False, "1: answers as scripts, for pages of other sites in browsers without CORS.")
+    cors_origins: str = _setting(
+        "", "Origins whose pages may read the answers, with commas: https://shop.example; or *."
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -130,6 +166,29 @@ class Settings:
             raise ConfigError("start is %s: oldest or now is needed" % shown(self.start))
         if self.secret_key and len(self.secret_key) < 16:
             raise ConfigError("secret_key has %d characters: at least 16 are needed" % len(self.secret_key))
+        for origin in self.origins:
+            if _ORIGIN.fullmatch(origin) is None and self.origins != ("*",):
+                raise ConfigError(
+                    "%sCORS_ORIGINS has %s: origins as browsers send them, such as https://shop.example:8443, or * "
+                    "alone are needed" % (PREFIX, shown(origin))
+                )
+
+        for name in self.varying:
+            if _HEADER.fullmatch(name) is None or name.lower() in _NEVER_VARY:
+                raise ConfigError(
+                    "%sVARYING_HEADERS has %s: names of request-id and trace headers are needed, never of one that "
+                    "says who asks or what" % (PREFIX, shown(name))
+                )
+
+    @property
+    def varying(self) -> Tuple[str, ...]:
+        """The names of :attr:`varying_headers`."""
+        return _split(self.varying_headers)
+
+    @property
+    def origins(self) -> Tuple[str, ...]:
+        """The origins of :attr:`cors_origins`."""
+        return _split(self.cors_origins)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -165,6 +224,11 @@ class Settings:
     def described(cls) -> Dict[str, str]:
         """Variable -> one line of help, for ``--help`` and the docs."""
         return {PREFIX + each.name.upper(): each.metadata["help"] for each in fields(cls)}
+
+
+@functools.lru_cache(maxsize=16)
+def _split(text: str) -> Tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
 def _checked(setting: Any, value: Any) -> Any:

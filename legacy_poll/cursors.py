@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Optional
 
@@ -27,7 +28,9 @@ MAX_POSITION = 2**63 - 1
 _TEXT = re.compile(r"%s-([0-9a-f]{%d})-(0|[1-9][0-9]{0,18})-([0-9a-f]{%d})" % (VERSION, _DIGITS, _DIGITS))
 
 
+@lru_cache(maxsize=1024)
 def _digest(text: str) -> str:
+    # Of the same few all the time: every look at the log makes the cursor of its end.
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 

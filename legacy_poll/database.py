@@ -154,7 +154,7 @@ class Database:
             raise
         return connection
 
-    def _run(self, work: Callable[[Connection], Result], write: bool) -> Result:
+    def _run(self, work: Callable[[Connection], Result], write: bool, *, again: bool = True) -> Result:
         try:
             with self._engine(write).connect() as connection:
                 if not write:
@@ -164,6 +164,10 @@ class Database:
                 finally:
                     self.dialect.after_write(connection)
         except (SQLAlchemyError, OSError) as error:
+            if again and not write and getattr(error, "connection_invalidated", False):
+                # It was dead before: the database went away and came back meanwhile. The pool has thrown out all that
+                # are as old, and a read may be done twice.
+                return self._run(work, write, again=False)
             raise self.dialect.translate(error) from error
 
     def _engine(self, write: bool) -> Engine:
@@ -186,8 +190,8 @@ class Database:
         # We end our transactions ourselves, and reads have none: to have the pool roll back once more would cost a
         # round trip on MySQL, and a traceback in the log when the server has just gone.
         options: Any = {"dialect": self.engine.dialect, "_dispatch": theirs.dispatch, "reset_on_return": None}
-        # A read that meets a dead connection is a tick of the publisher, nearly always, and makes all of them be opened
-        # anew; a write would be a POST that is refused, or a second outage in the log, after the database came back.
+        # A read that meets a dead connection makes all of them be opened anew, and is done again. A write would be a
+        # POST that is refused, or a second outage in the log, after the database came back.
         ping = write and self.dialect.pre_ping
         pool: pools.Pool
         if pool_class is not None:

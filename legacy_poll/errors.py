@@ -34,6 +34,7 @@ __all__ = [
     "BodyTooLarge",
     "TooManyPolls",
     "ServerFull",
+    "CannotHold",
     "ClientGone",
     "Draining",
     "shown",
@@ -88,9 +89,12 @@ class RequestError(LegacyPollError):
     code = "bad_request"
     #: True when the client may ask the same again later; the edge adds a jittered Retry-After.
     again_later = False
+    #: The setting that this was refused by, as the metrics count it; empty when it was not for want of room.
+    limit = ""
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, *, limit: str = "", **facts: Any) -> None:
         super().__init__(message)
+        self.limit = limit
         self.facts = facts
 
     @property
@@ -104,8 +108,9 @@ class BadParameter(RequestError):
 
     code = "bad_parameter"
 
-    def __init__(self, field: str, value: Any, rule: str) -> None:
-        super().__init__("%s is %s: %s" % (field, shown(value), rule), field=field, value=value, rule=rule)
+    def __init__(self, field: str, value: Any, rule: str, *, limit: str = "") -> None:
+        message = "%s is %s: %s" % (field, shown(value), rule)
+        super().__init__(message, limit=limit, field=field, value=value, rule=rule)
 
 
 class BadCursor(RequestError):
@@ -165,6 +170,14 @@ class BacklogTooLarge(CursorGone):
     """More events than the setting allows lie between the cursor and the head."""
 
     code = "backlog_too_large"
+
+    @classmethod
+    def behind(cls, cursor: Any, most: int) -> "BacklogTooLarge":
+        """More than *most* events are behind *cursor*; None is the beginning of what is retained."""
+        where = "the oldest event that is kept" if cursor is None else "cursor %s" % cursor
+        return cls(
+            "%s is too far behind: more than %d events follow on these channels" % (where, most), most=most
+        )
 
 
 class Unauthorized(RequestError):
@@ -230,6 +243,14 @@ class ServerFull(RequestError):
 
     status = 503
     code = "server_full"
+    again_later = True
+
+
+class CannotHold(RequestError):
+    """The server has no way to let a poll wait without keeping everybody else out; there is nothing to read now."""
+
+    status = 503
+    code = "cannot_hold"
     again_later = True
 
 

@@ -21,8 +21,17 @@ from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
-from .errors import CursorExpired, CursorUnknown, InvalidEvent, SchemaMissing, StorageBusy
-from .events import REVOKE_CHANNEL, Batch, Event, check_event_id, check_name, encode_data, new_event_id
+from .errors import BacklogTooLarge, CursorExpired, CursorUnknown, SchemaMissing, StorageBusy
+from .events import (
+    REVOKE_CHANNEL,
+    Batch,
+    Event,
+    check_event_id,
+    check_name,
+    check_subject,
+    encode_data,
+    new_event_id,
+)
 from .tables import event, log, outbox
 
 __all__ = ["EventLog", "Bounds", "Glance", "append", "append_revocation"]
@@ -137,8 +146,7 @@ def append_revocation(where: Any, subject: str) -> None:
     Raises:
         InvalidEvent: *subject* is empty or not text.
     """
-    if not isinstance(subject, str) or not subject:
-        raise InvalidEvent("subject", subject, "text is needed")
+    check_subject(subject)
     row = {
         "event_id": new_event_id(),
         "channel": REVOKE_CHANNEL,
@@ -226,7 +234,13 @@ class EventLog:
         return Cursor.at(bounds.log_id, position, id_there)
 
     def read_after(
-        self, cursor: Optional[Cursor], *, channels: Optional[FrozenSet[str]], limit: int, max_bytes: int
+        self,
+        cursor: Optional[Cursor],
+        *,
+        channels: Optional[FrozenSet[str]],
+        limit: int,
+        max_bytes: int,
+        max_backlog: int = 0,
     ) -> Batch:
         """Events on *channels* after *cursor*, oldest first.
 
@@ -235,17 +249,19 @@ class EventLog:
             channels: Names, already authorised; None is all of them.
             limit: Most events to return, at least 1.
             max_bytes: Most bytes of data to return; the first event is returned whatever its size.
+            max_backlog: Most events after *cursor*, on *channels*; 0 is no limit.
 
         Returns:
             Batch; its cursor is where to go on, also when it is empty.
 
         Raises:
+            BacklogTooLarge: There are more than *max_backlog*.
             CursorExpired: Events after *cursor* have been trimmed.
             CursorUnknown: *cursor* is of another log, or of an earlier life of this one.
             StorageUnavailable: The database failed; the caller may try again.
         """
         return self._database.read(
-            lambda connection: self._read(connection, cursor, channels, limit, max_bytes)
+            lambda connection: self._read(connection, cursor, channels, limit, max_bytes, max_backlog)
         )
 
     def _read(
@@ -255,6 +271,7 @@ class EventLog:
         channels: Optional[FrozenSet[str]],
         limit: int,
         max_bytes: int,
+        max_backlog: int,
     ) -> Batch:
         bounds, id_there = _bounds(connection, cursor.position if cursor else 0)
         if cursor is None:
@@ -263,13 +280,20 @@ class EventLog:
             _verify(cursor, bounds, id_there)
             start = cursor.position
         events, more = _pages(connection, start, bounds.head, channels, limit, max_bytes)
+        backlog = len(events)
+        if max_backlog and more and backlog <= max_backlog:
+            # Only behind a cut is there anything to count, and never more of it than tells.
+            last = events[-1].position
+            backlog += _count(connection, last, bounds.head, channels, max_backlog + 1 - backlog)
         still = connection.execute(select(log.c.log_id, log.c.oldest)).first()
         if still is None or still[0] != bounds.log_id:
             raise CursorUnknown("the log was replaced")
         if still[1] > start + 1:
             if cursor is not None:
                 raise _expired(cursor, still[1])
-            return self._read(connection, None, channels, limit, max_bytes)
+            return self._read(connection, None, channels, limit, max_bytes, max_backlog)
+        if max_backlog and backlog > max_backlog:
+            raise BacklogTooLarge.behind(cursor, max_backlog)
         if more:
             return Batch(tuple(events), bounds.cursor.after(events[-1].position, events[-1].id), True)
         return Batch(tuple(events), bounds.cursor)
@@ -423,6 +447,19 @@ def _pages(
             break
         start = page[-1][0]
     return events, False
+
+
+def _count(
+    connection: Connection, start: int, upto: int, channels: Optional[FrozenSet[str]], most: int
+) -> int:
+    """How many events there are after *start* up to *upto*, but no more than *most*: from the index alone."""
+    query: Any = select(literal_column("1").label("one")).where(
+        event.c.position > start, event.c.position <= upto
+    )
+    if channels is not None:
+        query = query.where(event.c.channel.in_(sorted(channels)))
+    found = connection.execute(select(func.count()).select_from(query.limit(most).subquery())).scalar()
+    return int(found or 0)
 
 
 def _earlier(now: str, seconds: float) -> str:

@@ -102,7 +102,13 @@ def check_name(field: str, value: Any, *, longest: int = MAX_NAME) -> str:
 
 
 def check_channels(values: Iterable[Any]) -> FrozenSet[str]:
-    """The set of *values*, each checked as a channel name."""
+    """The set of *values*, each checked as a channel name.
+
+    Raises:
+        InvalidEvent: One breaks the rule, or *values* is one name: its letters would be taken for channels.
+    """
+    if isinstance(values, (str, bytes)):
+        raise InvalidEvent("channels", values, "an iterable of names is needed")
     return frozenset(check_name("channel", value) for value in values)
 
 
@@ -150,6 +156,21 @@ def check_data(text: Any, *, max_bytes: int) -> str:
     except ValueError as error:
         raise InvalidEvent("data", text, "JSON text is needed: %s" % error) from None
     return text
+
+
+def check_subject(value: Any) -> str:
+    """*value* if it may say who a token is for, or whose right is revoked: both must be the same text to meet.
+
+    Raises:
+        InvalidEvent: It is empty, not text, or cannot be encoded.
+    """
+    if not isinstance(value, str) or not value:
+        raise InvalidEvent("subject", value, "text is needed")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidEvent("subject", value, "text that can be encoded as UTF-8 is needed") from None
+    return value
 
 
 def check_event_id(value: Optional[str]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import threading
+import time
+import weakref
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Optional, Union
 
-from flask import Blueprint, Flask, current_app, has_app_context, has_request_context, request
+from flask import Blueprint, Flask, current_app, has_app_context, has_request_context, request, url_for
 from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
@@ -16,8 +19,10 @@ from .config import PREFIX, Settings
 from .database import make_engine
 from .errors import ConfigError, Forbidden, InvalidEvent, StorageBusy, StorageUnavailable, Unauthorized
 from .eventlog import append, append_revocation
-from .events import DEFAULT_CHANNEL, check_channels
+from .events import DEFAULT_CHANNEL, check_channels, check_event_id
 from .runtime import Runtime
+from .scripts import NAMES as SCRIPTS
+from .scripts import digest_of
 from .tables import event
 from .tokens import Tokens
 from .views import make_blueprint
@@ -27,6 +32,7 @@ __all__ = ["LegacyPoll"]
 
 #: Where a request keeps the subject of its channel token.
 _SUBJECT = "legacy_poll.subject"
+_EXPIRES = "legacy_poll.expires"
 
 Authorize = Callable[[FrozenSet[str]], Iterable[str]]
 
@@ -83,6 +89,8 @@ class LegacyPoll:
         self._subject = subject
         self._name = name
         self._app: Optional[Flask] = None
+        # Not kept alive here: a test suite makes an application for each test.
+        self._joined: "weakref.WeakSet[_State]" = weakref.WeakSet()
         self._blueprint: Optional[Blueprint] = None
         self._wakeup = LocalWakeup(self._wake)
         if app is not None:
@@ -90,6 +98,9 @@ class LegacyPoll:
 
     def init_app(self, app: Flask) -> None:
         """Joins *app*: its settings are read and checked now, its database is not touched.
+
+        Any number of applications may be joined. Calls then mean the current one, and outside every application
+        context the one that was joined last.
 
         Raises:
             ConfigError: An unknown or bad setting, or a second LegacyPoll of the same name.
@@ -104,7 +115,8 @@ class LegacyPoll:
             raise ConfigError(
                 "LEGACY_POLL_PUBLIC is for the server by itself: inside an application say LegacyPoll(public=True)"
             )
-        states[self._name] = _State(app, self, settings)
+        states[self._name] = state = _State(app, self, settings)
+        self._joined.add(state)
         self._app = app
         if self._engine is not None:
             self._wakeup.watch(self._engine)
@@ -155,6 +167,8 @@ class LegacyPoll:
             InvalidEvent: A name or the data breaks its rule; nothing was added.
             EventTooLarge: *data* is too large; nothing was added.
         """
+        if not hasattr(where, "execute"):
+            raise TypeError("publish takes a Session, such as db.session, or a Connection, not %r" % (where,))
         event_id = append(
             where, channel, data, type=type, id=id, max_event_bytes=self._state.settings.max_event_bytes
         )
@@ -191,6 +205,22 @@ class LegacyPoll:
         """
         return str(self.runtime.catchup.head())
 
+    def script_url(self, name: str = "legacy-poll.js") -> str:
+        """The URL of the browser library, for a page of the current application: it may be kept for a year.
+
+        Args:
+            name: ``legacy-poll.js``, or ``jquery.legacy-poll.js``, which needs the first.
+
+        Raises:
+            ConfigError: No such file, or the application has not registered the blueprint.
+        """
+        if name not in SCRIPTS:
+            raise ConfigError("there is no script %r: one of %s is needed" % (name, ", ".join(SCRIPTS)))
+        for endpoint, view in current_app.view_functions.items():
+            if getattr(view, "serves", None) == (self, "/" + name):
+                return url_for(endpoint, v=digest_of(name))
+        raise ConfigError("this application has not registered the blueprint of this LegacyPoll")
+
     def upgrade(self) -> None:
         """Creates the tables, or brings them to this version; nothing to do is no error.
 
@@ -199,6 +229,20 @@ class LegacyPoll:
             StorageUnavailable: The database failed.
         """
         schema.upgrade(self._state.engine())
+
+    def drain(self) -> None:
+        """Answers every poll that this process holds, as at its timeout, and holds no more: the process is to end.
+
+        gunicorn's workers are noticed by themselves; any other server's handler of SIGTERM calls this first.
+        """
+        self.runtime.drain()
+
+    def stop(self) -> None:
+        """Ends what serves the current application's log in this process: its thread, connections and held polls.
+
+        For a test that ends, or before a fork; the next request starts it anew.
+        """
+        self._state.stop()
 
     def token(
         self, channels: Iterable[str], *, expires_seconds: float = 3600, subject: Optional[str] = None
@@ -251,17 +295,35 @@ class LegacyPoll:
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         text = request.args.get("token") or (bearer.strip() if scheme.lower() == "bearer" else None)
         token = self._state.tokens().read(text)
-        if self.runtime.revocations.outdates(token.subject, token.issued):
+        runtime = self.runtime
+        if token.subject is not None and not runtime.revocations.loaded:
+            runtime.await_revocations()
+            if not runtime.revocations.loaded:
+                raise StorageUnavailable("whether the token was revoked is not known yet")
+        if runtime.revocations.outdates(token.subject, token.issued):
             raise Unauthorized("the channel token was revoked")
         request.environ[_SUBJECT] = token.subject
+        request.environ[_EXPIRES] = token.expires
         return token.channels & channels
+
+    @property
+    def names_subjects(self) -> bool:
+        """Whether a poll may have a subject."""
+        return self._subject is not None or self._authorize is not None
 
     def subject_of_request(self) -> Optional[str]:
         """Who asks, for :meth:`revoke`: as the application says, or the channel token."""
         if self._subject is not None:
-            return self._subject()
+            named: Any = self._subject()
+            # Often a number, the key of a row; a revocation names it as text.
+            return None if named is None else str(named)
         found: Optional[str] = request.environ.get(_SUBJECT)
         return found
+
+    def seconds_of_request(self) -> float:
+        """How long what :meth:`allowed` said is good for: the rest of a channel token's time, else for ever."""
+        expires: Optional[float] = request.environ.get(_EXPIRES)
+        return math.inf if expires is None else max(0.0, expires - time.time())
 
     def check_publish_token(self, token: Optional[str]) -> None:
         """Raises Unauthorized unless *token* is the one that the settings name."""
@@ -292,7 +354,7 @@ class LegacyPoll:
 
         def work(connection: Any) -> List[Dict[str, Any]]:
             # Asked before the rows are there: SQLite moves them into the log as they are inserted.
-            given = [row["id"] for row in rows if row["id"] is not None]
+            given = [check_event_id(row["id"]) for row in rows if row["id"] is not None]
             known = set()
             for start in range(0, len(given), 500):
                 query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
@@ -319,12 +381,9 @@ class LegacyPoll:
         return published
 
     def _wake(self) -> None:
-        for state in self._states():
+        # Of every application: the engine that committed may be the database of any.
+        for state in list(self._joined):
             state.wake()
-
-    def _states(self) -> "List[_State]":
-        app = self._app
-        return [] if app is None else [app.extensions["legacy_poll"][self._name]]
 
     @property
     def _state(self) -> "_State":
@@ -354,11 +413,20 @@ class _State:
             return self._found_engine()
 
     def runtime(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is not None and runtime.pid == os.getpid():
+            return runtime
         # Two threads with the first two requests must not start two publishers.
         with self._building:
             if self._runtime is None or self._runtime.pid != os.getpid():
                 self._runtime = Runtime(self._found_engine(), self.settings)
             return self._runtime
+
+    def stop(self) -> None:
+        with self._building:
+            runtime, self._runtime = self._runtime, None
+        if runtime is not None and runtime.pid == os.getpid():
+            runtime.end()
 
     def wake(self) -> None:
         """Tells this process's publisher, if it has one, and the other processes of this host."""

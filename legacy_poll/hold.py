@@ -2,6 +2,9 @@
 
 Knows no HTTP and no Flask; returns a :class:`Batch`. A hold that times out is an empty batch, not an error. Joins the
 group before it waits, and leaves it in ``finally``, so that a killed request frees its place.
+
+The call is all of it, for a request that waits where it is. The parked lane takes the same steps one by one, and waits
+in between without a greenlet.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, FrozenSet, Optional
+from typing import Any, Callable, Dict, FrozenSet, Optional, Union
 
 from .catchup import CatchUp
 from .cursors import Cursor
@@ -18,7 +21,9 @@ from .events import Batch
 from .hub import Group, Hub
 from .revocations import Revocations
 
-__all__ = ["Hold", "Question"]
+__all__ = ["REVOKED", "Hold", "Question", "Stay"]
+
+REVOKED = "the right to read was revoked"
 
 
 Wait = Callable[[Any, float], None]
@@ -47,6 +52,25 @@ class Question:
     authorised_at: int = 0
 
 
+class Stay:
+    """One poll's wait.
+
+    Attributes:
+        question: What it asked.
+        cursor: Where it stands.
+        deadline: When its time is up, on the hold's clock.
+        group: What it waits in.
+    """
+
+    __slots__ = ("question", "cursor", "deadline", "group")
+
+    def __init__(self, question: Question, cursor: Cursor, deadline: float, group: Group) -> None:
+        self.question = question
+        self.cursor = cursor
+        self.deadline = deadline
+        self.group = group
+
+
 class Hold:
     """Answers questions from one hub and one log.
 
@@ -73,6 +97,8 @@ class Hold:
         self._clock = clock
         #: Whether nobody is held any more.
         self.draining = False
+        #: Called when a right was revoked: for those who hold polls whose questions do not say who asks.
+        self.on_revoked: Callable[[], None] = _nothing
 
     def drain(self) -> None:
         """Answers everybody as at their timeout, now and from now on: this process is about to end."""
@@ -84,6 +110,7 @@ class Hold:
         with self._lock:
             groups = list(self._by_subject.get(subject, ()))
         self._hub.end(groups)
+        self.on_revoked()
 
     def __call__(self, question: Question, wait: Optional[Wait] = None) -> Batch:
         """Waits for events, as long as the question says.
@@ -102,49 +129,111 @@ class Hold:
             StorageUnavailable: Only the database could tell, and it failed.
             Unauthorized: The right to read was revoked since the authorisation began.
         """
+        found = self.enter(question)
+        while isinstance(found, Stay):
+            left = self.left(found)
+            try:
+                if left > 0:
+                    if wait is None:
+                        found.group.event.wait(left)
+                    else:
+                        wait(found.group.event, left)
+            finally:
+                answer = self.leave(found)
+            if answer is not None:
+                return answer
+            found = self.enter(question, found)
+        return found
+
+    def enter(self, question: Question, stay: Optional[Stay] = None, *, polls: int = 1) -> Union[Batch, Stay]:
+        """Looks, in memory and where needed in the log, until there is an answer or something to wait for.
+
+        Args:
+            question: What is asked.
+            stay: Where this poll waited before, if it did and was told to look again.
+            polls: How many ask the same.
+
+        Returns:
+            A Batch, or a Stay: for :meth:`left` seconds its ``group.event`` may be waited for, and whatever comes, it
+            is left by :meth:`leave`.
+
+        Raises:
+            As the call does.
+        """
         if question.now:
             return Batch((), self._catchup.head())
-        deadline = self._clock() + question.hold_seconds
-        cursor = question.cursor
-        verified = False
+        first = stay is None  # how far behind it may be is asked of the cursor that it came with
+        cursor = question.cursor if stay is None else stay.cursor
+        deadline = self._clock() + question.hold_seconds if stay is None else stay.deadline
+        verified = False  # in a hub that started afresh, a poll does so too
         while True:
-            if self._is_revoked(question):
-                raise Unauthorized("the right to read was revoked")
-            found = None
+            self.check(question.subject, question.authorised_at)
             if cursor is not None:
-                found = self._hub.join(question.channels, cursor, limit=question.limit, verified=verified)
-            if isinstance(found, Batch):
-                return found
-            if found is None:
-                batch = self._catchup.read_after(cursor, channels=question.channels, limit=question.limit)
-                if self._is_revoked(question):
-                    continue  # while it was read
-                if batch.events or self._clock() >= deadline:
-                    return batch
-                cursor, verified = batch.cursor, True
-                continue
-            try:
-                # First made known, then looked again: a revocation that came since the last look finds this poll, or
-                # this poll finds it.
-                self._enlist(question.subject, found, 1)
-                left = deadline - self._clock()
-                if left > 0 and not self.draining and not self._is_revoked(question):
-                    if wait is None:
-                        found.event.wait(left)
-                    else:
-                        wait(found.event, left)
-            finally:
-                self._enlist(question.subject, found, -1)
-                answer = self._hub.leave(found, limit=question.limit)
-            if answer is not None and not self._is_revoked(question):
-                return answer
-            if self.draining:
-                assert cursor is not None
-                return Batch((), cursor)
-            verified = False  # the hub started afresh: so does this poll
+                found = self._join(question, cursor, deadline, verified=verified, first=first, polls=polls)
+                if found is not None:
+                    return found
+            batch = self._catchup.read_after(
+                cursor, channels=question.channels, limit=question.limit, first=first
+            )
+            first = False
+            if self.is_revoked(question):
+                continue  # while it was read
+            if batch.events or self._clock() >= deadline:
+                return batch
+            cursor, verified = batch.cursor, True
 
-    def _is_revoked(self, question: Question) -> bool:
-        return self._revocations.happened(question.subject, since=question.authorised_at)
+    def enter_from_memory(
+        self, question: Question, cursor: Cursor, deadline: float, *, first: bool = True, polls: int = 1
+    ) -> Union[Batch, Stay, None]:
+        """As :meth:`enter` from *cursor* on, without ever blocking; None when only :meth:`enter` can tell."""
+        if self.is_revoked(question):
+            return None
+        return self._join(question, cursor, deadline, verified=False, first=first, polls=polls)
+
+    def left(self, stay: Stay) -> float:
+        """How many seconds *stay* may last from now on."""
+        if self.draining or self.is_revoked(stay.question):
+            return 0.0
+        return stay.deadline - self._clock()
+
+    def leave(self, stay: Stay, *, polls: int = 1) -> Optional[Batch]:
+        """Ends *stay*, whatever its reason, once for each poll.
+
+        Returns:
+            The answer; None when the poll is to :meth:`enter` again.
+        """
+        question = stay.question
+        self._enlist(question.subject, stay.group, -polls)
+        answer = self._hub.leave(stay.group, limit=question.limit, polls=polls)
+        if answer is not None and not self.is_revoked(question):
+            return answer
+        return Batch((), stay.cursor) if self.draining else None
+
+    def _join(
+        self, question: Question, cursor: Cursor, deadline: float, *, verified: bool, first: bool, polls: int
+    ) -> Union[Batch, Stay, None]:
+        found = self._hub.join(
+            question.channels, cursor, limit=question.limit, verified=verified, first=first, polls=polls
+        )
+        if not isinstance(found, Group):
+            return found
+        # First made known, then looked again by left(): a revocation that came since the last look finds this poll, or
+        # this poll finds it.
+        self._enlist(question.subject, found, polls)
+        return Stay(question, cursor, deadline, found)
+
+    def is_revoked(self, question: Question) -> bool:
+        """Whether the right to read was revoked since *question* was authorised."""
+        return question.subject is not None and self.lost(question.subject, question.authorised_at)
+
+    def lost(self, subject: str, since: int) -> bool:
+        """Whether the right of *subject* was revoked after this worker had noted *since* revocations."""
+        return self._revocations.happened(subject, since=since)
+
+    def check(self, subject: Optional[str], since: int) -> None:
+        """Raises Unauthorized if *subject*, where one is known, has :meth:`lost` its right."""
+        if subject is not None and self.lost(subject, since):
+            raise Unauthorized(REVOKED)
 
     def _enlist(self, subject: Optional[str], group: Group, polls: int) -> None:
         if subject is None:
@@ -156,3 +245,7 @@ class Hold:
                 del groups[group]
                 if not groups:
                     del self._by_subject[subject]
+
+
+def _nothing() -> None:
+    pass

@@ -23,7 +23,7 @@ from typing import Any, Callable, Deque, Dict, FrozenSet, List, Optional, Sequen
 import gevent.event
 
 from .cursors import Cursor, check_of
-from .errors import ServerFull
+from .errors import BacklogTooLarge, ServerFull
 from .events import Batch, Event
 
 __all__ = ["Hub", "Group", "cut"]
@@ -67,6 +67,8 @@ class Hub:
         tail_bytes: Most bytes of data to remember, roughly.
         max_bytes: Most bytes of data in one answer.
         max_group: Most polls that wait on one set of channels; 0 is no limit.
+        max_backlog: Most events behind the cursor of a poll that comes; 0 is no limit. Who waits has seen everything,
+            and gets what comes however much it is.
         make_event: Makes what a group waits on. gevent's serves the greenlets of one thread and no other thread;
             where each request has a thread of its own, it is ``threading.Event``.
     """
@@ -78,9 +80,11 @@ class Hub:
         tail_bytes: int,
         max_bytes: int,
         max_group: int = 0,
+        max_backlog: int = 0,
         make_event: Callable[[], Any] = gevent.event.Event,
     ) -> None:
         self._max_group = max_group
+        self._max_backlog = max_backlog
         self._make_event = make_event
         self._tail_events = tail_events
         self._tail_bytes = tail_bytes
@@ -94,7 +98,7 @@ class Hub:
         self._groups: Dict[Tuple[Channels, Optional[Cursor]], Group] = {}
         self._groups_on: Dict[str, Dict[Group, None]] = {}
         self._ahead: Dict[Group, None] = {}
-        self._memo: Dict[Tuple[Channels, int, int], Batch] = {}
+        self._memo: Dict[Tuple[Channels, int, int, int], Batch] = {}
         self.held = 0
 
     @property
@@ -176,7 +180,14 @@ class Hub:
         _wake([group for group in passed if group.ended])
 
     def join(
-        self, channels: Channels, cursor: Cursor, *, limit: int, verified: bool = False
+        self,
+        channels: Channels,
+        cursor: Cursor,
+        *,
+        limit: int,
+        verified: bool = False,
+        first: bool = True,
+        polls: int = 1,
     ) -> Union[Batch, Group, None]:
         """Looks and, when there is nothing to see, waits, in one step.
 
@@ -185,12 +196,15 @@ class Hub:
             cursor: Where the poll stands.
             limit: Most events in the answer.
             verified: The log itself has just vouched for *cursor*.
+            first: The poll has just come; one that waited already may be behind as far as it likes.
+            polls: How many ask the same; all of them join, or none.
 
         Returns:
             A Batch when events are in memory; a Group to wait on, and to :meth:`leave`; None when only the log can
             tell.
 
         Raises:
+            BacklogTooLarge: Memory has more events behind *cursor* than the limit.
             ServerFull: As many as may wait on these channels already.
         """
         with self._lock:
@@ -200,7 +214,7 @@ class Hub:
                     return None
                 ahead = cursor
             else:
-                batch = self._after(channels, cursor.position, limit)
+                batch = self._after(channels, cursor, limit, self._max_backlog if first else 0)
                 if batch is not None:
                     return batch
             key = (channels, ahead)
@@ -211,28 +225,32 @@ class Hub:
                     self._groups_on.setdefault(channel, {})[group] = None
                 if ahead is not None:
                     self._ahead[group] = None
-            if self._max_group and group.waiting >= self._max_group:
+            if self._max_group and group.waiting + polls > self._max_group:
+                if not group.waiting:
+                    self._remove(group)
                 raise ServerFull(
-                    "%d polls wait on these channels: at most %d may" % (group.waiting, self._max_group)
+                    "%d polls wait on these channels: at most %d may" % (group.waiting, self._max_group),
+                    limit="max_group",
                 )
-            group.waiting += 1
-            self.held += 1
+            group.waiting += polls
+            self.held += polls
             return group
 
-    def leave(self, group: Group, *, limit: int) -> Optional[Batch]:
+    def leave(self, group: Group, *, limit: int, polls: int = 1) -> Optional[Batch]:
         """Ends one poll's wait, whatever its reason.
 
         Args:
             group: From :meth:`join`.
             limit: Most events in the answer.
+            polls: How many leave.
 
         Returns:
             The group's events, if it was reached; else an empty Batch whose cursor is what has been looked at by
             this moment; None when the poll must look again.
         """
         with self._lock:
-            group.waiting -= 1
-            self.held -= 1
+            group.waiting -= polls
+            self.held -= polls
             if group.events is not None and group.cursor is not None:
                 batch = group.batches.get(limit)
                 if batch is None:
@@ -270,18 +288,20 @@ class Hub:
         # find out that the log was replaced, and then everybody looks again.
         return cursor.log != self._cursor.log or cursor.position >= self._floor.position
 
-    def _after(self, channels: Channels, position: int, limit: int) -> Optional[Batch]:
+    def _after(self, channels: Channels, cursor: Cursor, limit: int, max_backlog: int) -> Optional[Batch]:
         assert self._cursor is not None
-        key = (channels, position, limit)
+        key = (channels, cursor.position, limit, max_backlog)
         batch = self._memo.get(key)
         if batch is not None:
             return batch
         found: List[Event] = []
         for channel in channels:
             for event in reversed(self._by_channel.get(channel, ())):
-                if event.position <= position:
+                if event.position <= cursor.position:
                     break
                 found.append(event)
+                if max_backlog and len(found) > max_backlog:
+                    raise BacklogTooLarge.behind(cursor, max_backlog)
         if not found:
             return None
         found.sort(key=lambda event: event.position)
@@ -307,8 +327,10 @@ class Hub:
             self._floor = self._floor.after(oldest.position, oldest.id)
 
     def _remove(self, group: Group) -> None:
-        if self._groups.pop((group.channels, group.ahead), None) is None:
-            return
+        key = (group.channels, group.ahead)
+        if self._groups.get(key) is not group:
+            return  # it has ended; another may have its place
+        del self._groups[key]
         self._ahead.pop(group, None)
         for channel in group.channels:
             on_channel = self._groups_on[channel]

@@ -38,9 +38,18 @@ def check_operator(settings: Settings, *, client: str, headers: Any, token: Opti
         if hmac.compare_digest(token.encode("utf-8", "replace"), settings.admin_token.encode("utf-8")):
             return
         raise Unauthorized("this is not the admin token")
-    forwarded = not settings.trusted_proxies and any(name in headers for name in _FORWARDED)
-    if forwarded or not _is_loopback(client):
+    forwarded = any(name in headers for name in _FORWARDED)
+    if not _is_loopback(client) or (forwarded and not _vouched_for(client, settings, headers)):
         raise Forbidden("for loopback only, or with LEGACY_POLL_ADMIN_TOKEN as a Bearer token")
+
+
+def _vouched_for(client: str, settings: Settings, headers: Any) -> bool:
+    """Whether *client* is an address that our own proxies give: a request that came around one of them has too few
+    entries, and counts for the peer's address, which is a proxy's."""
+    entries, proxies = ",".join(headers.getlist("X-Forwarded-For")).split(","), settings.trusted_proxies
+    if client == "unknown":
+        return False  # a proxy's word, and no UNIX socket
+    return 0 < proxies <= len(entries) and entries[-proxies].strip() == client
 
 
 def _is_loopback(client: str) -> bool:
@@ -58,7 +67,7 @@ def gauges(runtime: Runtime) -> Dict[str, Tuple[str, float]]:
     cursor = hub.cursor
     return {
         "legacy_poll_held": ("Polls held now.", runtime.admission.held),
-        "legacy_poll_held_limit": ("Most polls held at once.", runtime.settings.max_held),
+        "legacy_poll_held_limit": ("Most polls held at once.", runtime.admission.max_held),
         "legacy_poll_groups": ("Different sets of channels waited on now.", hub.groups),
         "legacy_poll_tail_events": ("Events in memory.", hub.remembered),
         "legacy_poll_position": ("Last position delivered by this worker.", cursor.position if cursor else 0),
@@ -71,7 +80,26 @@ def gauges(runtime: Runtime) -> Dict[str, Tuple[str, float]]:
             "Times that the database stopped working for this worker.",
             publisher.outages,
         ),
-        "legacy_poll_refused_total": ("Polls refused for want of room.", runtime.admission.refused),
+        "legacy_poll_cut_total": (
+            "Answers cut off that a client did not take in time.",
+            runtime.metrics.cuts,
+        ),
+        "legacy_poll_intermediary_cuts_total": (
+            "Polls whose client says that something in between cut one before.",
+            sum(runtime.metrics.intermediaries().values()),
+        ),
+        "legacy_poll_parked": (
+            "Connections in the parked lane now, held or between two polls.",
+            runtime.lane.connections if runtime.lane else 0,
+        ),
+        "legacy_poll_approvals": (
+            "Requests that the parked lane holds without asking the application.",
+            runtime.lane.approvals if runtime.lane else 0,
+        ),
+        "legacy_poll_approved_total": (
+            "Polls that the application was not asked about.",
+            runtime.lane.approved if runtime.lane else 0,
+        ),
         "legacy_poll_catchup_reads_total": ("Reads of old events.", runtime.catchup.reads),
     }
 
@@ -89,9 +117,10 @@ def status(runtime: Runtime) -> Dict[str, Any]:
             "draining": runtime.hold.draining,
             "failure": str(publisher.failure) if publisher.failure else None,
             "hints": runtime.hints(),
-            "lane": "standard",
+            "lane": runtime.lane_name,
         },
         "answers": runtime.metrics.counts(),
+        "cut_after_seconds": {str(seconds): n for seconds, n in runtime.metrics.intermediaries().items()},
         "log": None,
     }
     try:

@@ -29,10 +29,14 @@ __all__ = ["Publisher"]
 
 logger = logging.getLogger("legacy_poll")
 
-#: After a hint: it may come before its commit, so look several times. Seconds between the looks.
-_AFTER_HINT = (0.0, 0.001, 0.004, 0.015)
+#: After a hint: it may come before its commit, so look several times. Seconds between the looks, unless the interval is
+#: shorter. The last ones are for commits that take long (a slow disk) where the interval is long too.
+_AFTER_HINT = (0.0, 0.001, 0.004, 0.015, 0.04, 0.14, 0.8)
 #: While events flow, look this often, seconds; doubled at every look without any, up to the interval.
 _BUSY_SECONDS = 0.005
+#: After a find, while nothing says that there is more, seconds: what commits meanwhile is moved at once and not one by
+#: one. Beside publishers at full speed this saves a third of the worker's and the database's time.
+_BREATH_SECONDS = 0.004
 #: Longest time between two calls of what the process wants watched, seconds.
 _WATCH_SECONDS = 0.25
 _READ_EVENTS = 1000
@@ -53,7 +57,8 @@ class Publisher:
         settings: Intervals.
         check: Looks at the schema once; raises or returns a warning.
         on_reserved: Called with the events of reserved channels, before they are delivered.
-        on_prime: Called when the hub starts afresh, after it stands at its new place.
+        on_prime: Called when the hub is about to start afresh; when it fails, so does the tick, and the next calls it
+            again.
         watch: Called before every tick, also while the database fails; what it does must be quick.
         clock: Seconds, monotonic.
         jitter: A number from 0 to 1.
@@ -98,6 +103,8 @@ class Publisher:
         self._busy_named = False
         #: Since the start: looks, events moved, rows set aside, outages.
         self.ticks = self.moved = self.set_aside = self.outages = 0
+        #: Set once there has been a tick, whatever became of it.
+        self.looked = threading.Event()
         #: Why the last tick failed; None when it did not.
         self.failure: Optional[LegacyPollError] = None
 
@@ -118,6 +125,12 @@ class Publisher:
         self._stopped.set()
         self._woken.set()
 
+    def join(self, seconds: float) -> None:
+        """Waits for the loop's end after :meth:`stop`, no longer than *seconds*."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(seconds)
+
     def wake(self) -> None:
         """A hint: something may have been committed, or is about to be."""
         self._looks = list(_AFTER_HINT)
@@ -131,6 +144,7 @@ class Publisher:
         """Ticks until stopped."""
         while not self._stopped.is_set():
             left = self.step()
+            self.looked.set()
             while left > 0 and not self._woken.wait(min(left, _WATCH_SECONDS)):
                 self._watch()
                 left -= _WATCH_SECONDS
@@ -158,13 +172,13 @@ class Publisher:
             logger.warning("legacy_poll: the database works again")
             self.failure = None
         self._failures = 0
-        return self._pause(found)
+        return self._pause(*found)
 
-    def tick(self) -> bool:
+    def tick(self) -> Tuple[bool, bool]:
         """Looks once, and does what there is to do.
 
         Returns:
-            Whether there was anything.
+            Whether there was anything, and whether there is more of it.
 
         Raises:
             StorageUnavailable: The database failed; nothing was lost, the next tick goes on from the same place.
@@ -187,13 +201,18 @@ class Publisher:
         found = self._deliver(glance, moved)
         if self._clock() >= self._trim_at:
             self._trim(glance)
-        return found or moved.more
+        found = found or moved.more
+        return found, moved.more or (found and self._is_behind(glance))
 
     def _is_other_log(self, glance: Glance) -> bool:
         ours, theirs = self._hub.cursor, glance.cursor
         if ours is None or ours.log != theirs.log or ours.position > theirs.position:
             return True
         return ours.position == theirs.position and ours.check != theirs.check
+
+    def _is_behind(self, glance: Glance) -> bool:
+        ours = self._hub.cursor
+        return ours is not None and ours.position < glance.head
 
     def _prime(self, glance: Glance) -> None:
         start = max(glance.oldest - 1, glance.head - self._settings.tail_events, 0)
@@ -205,8 +224,8 @@ class Publisher:
                 self._hub.cursor,
                 glance.cursor,
             )
-        self._hub.prime(cursor)
         self._on_prime()
+        self._hub.prime(cursor)
 
     def _move(self, glance: Glance) -> Moved:
         moved = self._sequencer.move(glance)
@@ -256,8 +275,8 @@ class Publisher:
         if torn == self._torn:
             # Nothing moved and it is still torn: somebody deleted rows by hand. Memory starts behind the hole, or
             # this would go round for ever; what is before it, polls ask the log for.
-            self._hub.prime(glance.cursor)
             self._on_prime()
+            self._hub.prime(glance.cursor)
             return False
         self._torn = torn
         self._prime(glance)
@@ -277,14 +296,14 @@ class Publisher:
         if self._log.trim(glance.now, batches=1) >= self._log.trim_rows:
             self._trim_at = self._clock()  # a full batch: there is more, but other ticks come between
 
-    def _pause(self, found: bool) -> float:
+    def _pause(self, found: bool, more: bool) -> float:
         interval = self._settings.poll_interval_seconds
         if found:
             self._looks = []  # what was hinted at is there; what else may come is looked for soon enough
             self._quiet_seconds = min(_BUSY_SECONDS, interval)
-            return 0.0
+            return 0.0 if more else min(_BREATH_SECONDS, interval)
         if self._looks:
-            return self._looks.pop(0)
+            return min(self._looks.pop(0), interval)
         pause = self._quiet_seconds
         self._quiet_seconds = min(self._quiet_seconds * 2, interval)
         return pause

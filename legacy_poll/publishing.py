@@ -6,6 +6,7 @@ import json
 from typing import Any, Dict, List
 
 from flask import request
+from werkzeug.exceptions import HTTPException
 
 from .errors import BodyTooLarge, InvalidEvent, RequestError, UnsupportedMediaType
 from .events import DEFAULT_CHANNEL, DEFAULT_TYPE
@@ -33,9 +34,16 @@ def events_in_body() -> List[Dict[str, Any]]:
     length = request.content_length
     if length is not None and length > most:
         raise BodyTooLarge("the body has %d bytes: at most %d are allowed" % (length, most))
-    raw = request.stream.read(most + 1)
+    try:
+        raw = request.stream.read(most + 1)
+    except HTTPException:
+        raise
+    except Exception as error:  # the server's own, of any kind: a body in chunks that breaks off, or is none
+        raise RequestError("the body cannot be read: %s" % type(error).__name__) from None
     if len(raw) > most:
         raise BodyTooLarge("the body has more than %d bytes" % most)
+    if length is not None and len(raw) < length:
+        raise RequestError("the body ends after %d bytes: %d were announced" % (len(raw), length))
     try:
         body = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:

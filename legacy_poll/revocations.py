@@ -2,6 +2,10 @@
 
 A revocation ends the subject's held polls, outdates its channel tokens that were made before, and is noticed by an
 authorisation that is under way: each poll remembers how many revocations this worker had seen when it began.
+
+A worker that starts loads what was revoked before, and whoever has a subject waits for that: an old token must not be
+taken for a good one in the worker's first moments, and who has logged in again since must not be refused. So what the
+log says twice (loaded, then delivered; or loaded anew) is taken in once.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from datetime import datetime, timezone
-from typing import Dict, Optional
+from typing import Dict, Iterable, List, Optional
 
 from .events import REVOKE_CHANNEL, Event
 
@@ -23,24 +27,46 @@ class Revocations:
         self._lock = threading.Lock()
         self._by_subject: Dict[str, int] = {}
         self._times: Dict[str, float] = {}
+        self._ids: Dict[str, str] = {}
+        self._loaded_to = 0
+        #: Whether it is known what was revoked before this worker started.
+        self.loaded = False
         #: How many have been noted.
         self.serial = 0
 
-    def note(self, event: Event) -> Optional[str]:
-        """Takes in *event*, of the reserved channel.
+    def load(self, events: Iterable[Event], *, upto: int) -> List[str]:
+        """Takes in the revocations *events*: all that the log retains up to the position *upto*, in order.
 
         Returns:
-            Whose right was revoked; None for an event that says something else.
+            Whose right was revoked since the last load, as far as this worker had not noted it.
         """
-        subject = json.loads(event.data).get("subject") if event.channel == REVOKE_CHANNEL else None
-        if not isinstance(subject, str):
+        last = {subject: event for event in events for subject in [_subject_in(event)] if subject is not None}
+        new = [subject for subject, event in last.items() if self._ids.get(subject) != event.id]
+        for subject in new:
+            self._take(subject, last[subject])
+        self._loaded_to = upto
+        self.loaded = True
+        return new
+
+    def note(self, event: Event) -> Optional[str]:
+        """Takes in *event*, of the reserved channel, which comes behind those before.
+
+        Returns:
+            Whose right was revoked; None for an event that says something else, or that was loaded.
+        """
+        subject = _subject_in(event)
+        if subject is None or event.position <= self._loaded_to:
             return None
+        self._take(subject, event)
+        return subject
+
+    def _take(self, subject: str, event: Event) -> None:
         moment = datetime.strptime(event.time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
         with self._lock:
             self.serial += 1
             self._by_subject[subject] = self.serial
             self._times[subject] = max(moment.timestamp(), self._times.get(subject, 0.0))
-        return subject
+            self._ids[subject] = event.id
 
     def happened(self, subject: Optional[str], *, since: int) -> bool:
         """Whether *subject* was revoked after this worker had noted *since* revocations."""
@@ -49,3 +75,9 @@ class Revocations:
     def outdates(self, subject: Optional[str], issued: float) -> bool:
         """Whether a token made for *subject* at *issued*, seconds since 1970, is one from before a revocation."""
         return subject is not None and issued <= self._times.get(subject, float("-inf"))
+
+
+def _subject_in(event: Event) -> Optional[str]:
+    says = json.loads(event.data) if event.channel == REVOKE_CHANNEL else None
+    subject = says.get("subject") if isinstance(says, dict) else None
+    return subject if isinstance(subject, str) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import gevent
 import gevent.event
@@ -19,8 +19,10 @@ from sqlalchemy.engine import Engine
 from . import schema
 from .admission import Admission
 from .backlog import Backlog
+from .capacity import most_held, why_none_is_held
 from .catchup import CatchUp
 from .config import Settings
+from .cursors import Cursor
 from .database import Database, Offload
 from .dialects import dialect_of
 from .errors import CursorExpired, CursorUnknown, StorageUnavailable
@@ -28,12 +30,14 @@ from .eventlog import EventLog
 from .events import REVOKE_CHANNEL, Event
 from .hold import Hold
 from .hub import Hub
+from .lanes import GunicornSeam, ParkedLane, why_not
 from .metrics import Metrics
 from .publisher import Publisher
 from .revocations import Revocations
 from .sequencer import Sequencer
 from .stopping import find_worker, is_stopping
 from .wakeups import HostListener, NotifyListener, directory_of
+from .wire import PollRequest
 
 __all__ = ["Runtime"]
 
@@ -67,12 +71,14 @@ class Runtime:
             tail_bytes=settings.tail_bytes,
             max_bytes=settings.max_response_bytes,
             max_group=settings.max_group,
+            max_backlog=settings.max_backlog_events,
             make_event=make_event,
         )
         self.catchup = CatchUp(
             self.log,
             reads=settings.catchup_reads,
             max_bytes=settings.max_response_bytes,
+            max_backlog=settings.max_backlog_events,
             most_waiting=settings.max_catchups,
             make_event=make_event,
         )
@@ -92,9 +98,16 @@ class Runtime:
             watch=self._watch_server,
         )
         self.metrics = Metrics()
+        #: Queries of polls, as they came, and what they ask; the views bound it.
+        self.understood: Dict[bytes, PollRequest] = {}
+        #: Where polls wait that may leave their request; None where all stay in it.
+        self.lane: Optional[ParkedLane] = None
+        #: Which lane it is, and why it is not the one that was asked for.
+        self.lane_name = "standard"
         self._starting = threading.Lock()
         self._started = False
         self._worker: Any = None
+        self._why_none_is_held = ""
         self._listeners: List[Any] = []
         if settings.wakeup_directory != "off":
             place = directory_of(engine.url, configured=settings.wakeup_directory)
@@ -109,13 +122,71 @@ class Runtime:
                 return
             self._started = True
         self._worker = find_worker()
+        self._fit_server(most_held(self._worker))
+        if self.settings.park:
+            self._park()
         self.publisher.start()
         for listener in self._listeners:
             listener.start()
 
+    def await_revocations(self) -> None:
+        """Returns when this worker knows who was revoked before it started, or its first look has failed."""
+        if not self.revocations.loaded:
+            self.publisher.looked.wait(self.settings.database_timeout_seconds)
+
     def hints(self) -> List[str]:
         """Where hints come from, beside the interval."""
         return ["process"] + [listener.kind for listener in self._listeners if listener.hears]
+
+    def holds(self, environ: Any) -> bool:
+        """Whether the server of the request *environ*, WSGI's, can let a poll wait; if not, the log says why, once."""
+        if not self._why_none_is_held:
+            self._hold_none(why_none_is_held(environ))
+        return not self._why_none_is_held
+
+    def _fit_server(self, most: Optional[int]) -> None:
+        if most is None:
+            return
+        if most == 0:
+            self._hold_none("this worker answers one request at a time")
+        elif most < self.settings.max_held:
+            self.admission.limit(most)
+            logger.warning(
+                "legacy_poll: held polls take threads here: at most %d at once, so that others are served too; "
+                "use gunicorn -k gevent, or more --threads, for more",
+                most,
+            )
+
+    def _hold_none(self, why: str) -> None:
+        self._why_none_is_held = why
+        if why:
+            logger.warning(
+                "legacy_poll: polls are not held, since %s: events come late, and polls without any are answered "
+                "503; use gunicorn -k gevent",
+                why,
+            )
+
+    def _park(self) -> None:
+        why = why_not(self._worker)
+        if not self.settings.reauthorize_seconds:
+            why = "reauthorize_seconds is 0"
+        if why:
+            self.lane_name = "standard, since %s" % why
+            logger.info("legacy_poll: polls wait in the standard lane, since %s", why)
+            return
+        self.lane_name = "parked"
+        self.lane = ParkedLane(
+            GunicornSeam(self._worker),
+            self.hold,
+            self.admission,
+            self.metrics,
+            reauthorize_seconds=self.settings.reauthorize_seconds,
+            send_seconds=self.settings.send_seconds,
+            is_well=lambda: self.publisher.live,
+            varying_headers=self.settings.varying,
+        )
+        self.lane.start()
+        logger.info("legacy_poll: polls wait in the parked lane")
 
     def drain(self) -> None:
         """Answers every held poll as at its timeout, and holds no more: the server is about to end."""
@@ -123,6 +194,8 @@ class Runtime:
             logger.info("legacy_poll: draining %d held polls", self.admission.held)
             self.admission.close()
             self.hold.drain()
+            if self.lane is not None:
+                self.lane.drain()
 
     def _take_reserved(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -133,17 +206,20 @@ class Runtime:
     def _load_revocations(self) -> None:
         # What was revoked before this worker started, for as long as the log remembers it.
         channels = frozenset((REVOKE_CHANNEL,))
-        cursor, more = None, True
+        found: List[Event] = []
+        cursor: Optional[Cursor] = None
+        more = True
         while more:
             try:
                 batch = self.log.read_after(cursor, channels=channels, limit=1000, max_bytes=1 << 20)
-            except CursorExpired:
-                cursor = None  # trimmed meanwhile: what is left, from its beginning
+            except (CursorExpired, CursorUnknown):
+                found, cursor = [], None  # trimmed or replaced meanwhile: what is there, from its beginning
                 continue
-            except CursorUnknown:
-                return  # the log was replaced meanwhile: the next tick starts afresh, and comes here again
-            self._take_reserved(batch.events)
+            found += batch.events
             cursor, more = batch.cursor, batch.more
+        assert cursor is not None
+        for subject in self.revocations.load(found, upto=cursor.position):
+            self.hold.revoke(subject)
 
     def _watch_server(self) -> None:
         if is_stopping(self._worker):
@@ -155,6 +231,14 @@ class Runtime:
             listener.stop()
         self.publisher.stop()
         self.hub.look_again()
+
+    def end(self) -> None:
+        """Answers every held poll, stops, waits for the tick under way, and closes what is open."""
+        self.drain()
+        self.stop()
+        self.publisher.join(self.settings.database_timeout_seconds)
+        self.database.close()
+        self.patient.close()
 
     def _prepare(self) -> Optional[str]:
         warning = schema.check(self.database)

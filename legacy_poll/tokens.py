@@ -13,7 +13,7 @@ from typing import Callable, FrozenSet, Iterable, Optional
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from .errors import ConfigError, Unauthorized
-from .events import check_channels
+from .events import check_channels, check_subject
 
 __all__ = ["Tokens", "Token"]
 
@@ -57,8 +57,10 @@ class Tokens:
         """A token for *channels*, good for *expires_seconds* from now.
 
         Raises:
-            InvalidEvent: A bad channel name.
+            InvalidEvent: A bad channel name, or a *subject* that is no text.
         """
+        if subject is not None:
+            check_subject(subject)
         names = sorted(check_channels(channels))
         now = self._clock()
         says = {"c": names, "e": int(now + expires_seconds), "i": round(now, 3)}

@@ -78,12 +78,9 @@ class Gunicorn:
 
     def spawn(self):
         """Starts it and returns at once; for one that is not expected to get ready."""
-        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "-k", "gevent"]
-        command += ["-b", "127.0.0.1:{}".format(self.port), "-w", str(self._count)]
-        command += ["--pythonpath", str(ROOT)] + self._options + [self._app]
         with open(str(self.log_path), "ab") as log:
             self._child = subprocess.Popen(
-                command,
+                self._command(),
                 cwd=str(self.directory),
                 env=self._environ(),
                 stdin=subprocess.DEVNULL,
@@ -91,6 +88,13 @@ class Gunicorn:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def _command(self):
+        # The script, as users start it: `python -m gunicorn` cannot start itself again on SIGUSR2.
+        command = [sys.executable, str(Path(sys.executable).with_name("gunicorn"))]
+        command += ["-c", str(ROOT / "gunicorn.conf.py"), "-k", "gevent"]
+        command += ["-b", "127.0.0.1:{}".format(self.port), "-w", str(self._count)]
+        return command + ["--pythonpath", str(ROOT)] + self._options + [self._app]
 
     def wait_until_ready(self, seconds=START_SECONDS):
         """Waits until each worker has said that it is ready."""
@@ -111,7 +115,9 @@ class Gunicorn:
                 for connection in asked:
                     with contextlib.suppress(OSError, http.client.HTTPException):
                         if connection.getresponse().status == 200:
-                            ready.add(self.worker_of(connection.sock))
+                            # A server without keep-alive has closed it; then there must be only one worker.
+                            alone = self._count == 1
+                            ready.update(self.workers if alone else [self.worker_of(connection.sock)])
             workers = self.workers
             return len(workers) == self._count and ready.issuperset(workers)
 
@@ -125,6 +131,11 @@ class Gunicorn:
         """Fails with the log's end unless gunicorn runs."""
         if not self.running:
             raise AssertionError("gunicorn ended: {}".format(self.log[-3000:]))
+
+    @property
+    def parks(self):
+        """Whether polls are to wait in the parked lane; that is for connections that are kept."""
+        return str(self.settings.get("PARK", 1)) != "0"
 
     @property
     def running(self):
@@ -236,6 +247,26 @@ class Gunicorn:
     def _at_exit(self, owner):
         if os.getpid() == owner:
             self.destroy()
+
+
+class OneProcess(Gunicorn):
+    """Another server, which is one process: its own only worker.
+
+    Args:
+        command: Behind the name of Python; "{port}" in it becomes the port.
+    """
+
+    def __init__(self, settings=(), *, command, **options):
+        super().__init__(settings, workers=1, **options)
+        self._arguments = [argument.format(port=self.port) for argument in command]
+        self.environ.setdefault("PYTHONPATH", str(ROOT))
+
+    def _command(self):
+        return [sys.executable] + self._arguments
+
+    @property
+    def workers(self):
+        return [self.pid] if self.running else []
 
 
 def _accepted():

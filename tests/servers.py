@@ -98,7 +98,7 @@ def free_port():
 
 
 class Server:
-    """What the two servers share; a subclass says how its own is made, run and asked."""
+    """What the servers share; a subclass says how its own is made, run and asked."""
 
     name = ""
     # Unprivileged users to run as when we are root, best first.
@@ -365,6 +365,67 @@ class PostgresServer(Server):
         for key, value in settings.items():
             command += ["-c", "{}={}".format(key, value)]
         return command
+
+
+class PostgresReplica(PostgresServer):
+    """A streaming replica of *primary*, made when it is first started; it may be read, and nothing else."""
+
+    name = "a replica of PostgreSQL"
+
+    def __init__(self, primary):
+        super().__init__()
+        self._primary = primary
+
+    def _make_command(self):
+        where = ["-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "postgres"]
+        options = ["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]
+        return [self.program("pg_basebackup"), "-D", self.data_directory] + where + options
+
+
+class PgBouncer(Server):
+    """A pooler in front of *postgres*, with few connections to it.
+
+    Args:
+        postgres: A running PostgresServer.
+        pool_mode: `transaction`: every transaction may meet another connection; or `session`.
+    """
+
+    name = "PgBouncer"
+    users = ("postgres", "nobody")
+
+    def __init__(self, postgres, pool_mode="transaction"):
+        self._daemon = find_program("pgbouncer", folders=["/usr/sbin"])
+        super().__init__()
+        self._postgres = postgres
+        self._pool_mode = pool_mode
+
+    def url(self, database, driver=None):
+        """The URL of *database*, a name or another URL, through the pooler."""
+        name = database_name(database)
+        return "{}://postgres@127.0.0.1:{}/{}".format(driver or self._postgres.driver, self.port, name)
+
+    def client(self, database=None):
+        command = self._postgres.client(database)
+        command[command.index("-p") + 1] = str(self.port)
+        return command
+
+    def _make_command(self):
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": self._pool_mode,
+            "default_pool_size": 10,
+            "max_client_conn": 200,
+        }
+        lines = ["[databases]", "* = host=127.0.0.1 port={} user=postgres".format(self._postgres.port)]
+        lines += ["[pgbouncer]"] + ["{} = {}".format(*each) for each in settings.items()]
+        write = 'printf "%s\\n" "$@" > "$0"'
+        return ["sh", "-c", write, os.path.join(self.directory, "pgbouncer.ini")] + lines
+
+    def _serve_command(self):
+        return [self._daemon, os.path.join(self.directory, "pgbouncer.ini")]
 
 
 class MariaDBServer(Server):

@@ -172,29 +172,24 @@
 
     restart(config.orders);
 
-    window.startPolling({
-        stream: config.stream,
-        channel: config.channel,
+    line.follow(window.LegacyPoll.connect({
+        url: config.stream,
+        channels: [config.channel],
         cursor: config.cursor,
-        windows: window.createWindows(),
-        show: line.show,
-        reload: function (done) {
+        onstate: line.show,
+        onresync: function (code, cursor, done) {
             $.ajax({ url: config.reload, dataType: "json", cache: false, timeout: 10000 }).done(function (state) {
                 restart(state.orders);
-                done(true);
+                done();
             }).fail(function () {
-                done(false);
+                done(false); /* asked again after a pause */
             });
-        },
-        apply: function (events, done) {
-            glide(function () {
-                $.each(events, function (index, event) {
-                    applyOne(event);
-                });
-                count();
-            });
-            line.seen(events[events.length - 1]);
-            done(true);
         }
-    });
+    }).on("*", function (event) {
+        glide(function () {
+            applyOne(event);
+            count();
+        });
+        line.seen(event);
+    }));
 }(window, window.jQuery));

@@ -10,8 +10,11 @@
         ["Ken", "2 × bagel, fresh orange juice", "11.60"],
         ["Radia", "Garden salad, lemonade", "10.40"]
     ];
+    var RETRY_MS = 2000;
     var config = JSON.parse($("#config").text());
     var line = window.createLine();
+    var busy = false;
+    var wanted = false;
 
     function refresh(done) {
         $.ajax({ url: config.reload, dataType: "html", cache: false, timeout: 10000 }).done(function (html) {
@@ -26,18 +29,35 @@
         });
     }
 
-    window.startPolling({
-        stream: config.stream,
-        channel: config.channel,
+    /* One request at a time, and one more if something came meanwhile; what failed is tried again. */
+    function renew() {
+        wanted = true;
+        if (!busy) {
+            wanted = false;
+            busy = true;
+            refresh(function (done) {
+                busy = false;
+                if (!done) {
+                    window.setTimeout(renew, RETRY_MS);
+                } else if (wanted) {
+                    renew();
+                }
+            });
+        }
+    }
+
+    line.follow(window.LegacyPoll.connect({
+        url: config.stream,
+        channels: [config.channel],
         cursor: config.cursor,
-        windows: window.createWindows(),
-        show: line.show,
-        reload: refresh,
-        apply: function (events, done) {
-            line.seen(events[events.length - 1]);
+        onstate: line.show,
+        onresync: function (code, cursor, done) {
             refresh(done);
         }
-    });
+    }).on("*", function (event) {
+        line.seen(event);
+        renew();
+    }));
 
     $("#example").prop("hidden", false).on("click", function () {
         var example = EXAMPLES[Math.floor(Math.random() * EXAMPLES.length)];

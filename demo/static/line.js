@@ -2,12 +2,28 @@
 (function (window, $) {
     "use strict";
 
+    /* What the library calls its states (docs/browser.md), and what people read. */
+    var SHOWN = {
+        connecting: "connecting",
+        live: "live",
+        waiting: "reconnecting",
+        stale: "reloading",
+        stopped: "reconnecting",
+        failed: "refused"
+    };
     var WORDS = {
         connecting: "Connecting",
         live: "Live",
         reloading: "Loading anew",
         reconnecting: "Reconnecting",
         refused: "Refused"
+    };
+    var REASONS = {
+        network: "The server does not answer",
+        timeout: "The server does not answer",
+        body: "The answer was not from the server",
+        frozen: "The browser put this page away",
+        leader: "The tab that polls does not reach the server"
     };
 
     /* Date.parse() does not know this form in the oldest browsers. */
@@ -38,25 +54,38 @@
 
     window.createLine = function () {
         var back_ms = 0; /* when the next attempt begins */
+        var shown = "connecting";
+        var poll = null;
 
         /* Beside the text that a screen reader says aloud, which shall not do so every second. */
-        function countdown() {
+        function tick() {
             var left_s = Math.ceil((back_ms - new Date().getTime()) / 1000);
-            var waits = $("#badge").attr("data-state") === "reconnecting" && left_s > 1;
-            $("#badge-wait").text(waits ? "in " + left_s + " s" : "");
+            $("#badge-wait").text(shown === "reconnecting" && left_s > 1 ? "in " + left_s + " s" : "");
+            if (poll) {
+                $("#who").text(shown !== "live" ? "" : poll.leads ? "This tab polls" : "Another tab polls for this one");
+            }
         }
 
-        window.setInterval(countdown, 500);
+        window.setInterval(tick, 500);
 
         return {
             show: function (state, detail) {
-                if ($("#badge").attr("data-state") !== state) {
-                    $("#badge").attr("data-state", state);
-                    $("#badge-text").text(WORDS[state] + (state === "refused" ? ": " + detail.reason : ""));
+                var reason = detail.message || REASONS[detail.reason] || detail.code || detail.reason || "";
+                /* Each new attempt is short: the badge does not flicker with them. */
+                shown = state === "connecting" && shown !== "connecting" ? "reconnecting" : SHOWN[state];
+                if ($("#badge").attr("data-state") !== shown) {
+                    $("#badge").attr("data-state", shown);
+                    $("#badge-text").text(WORDS[shown] + (shown === "refused" ? ": " + reason : ""));
                 }
-                $("#badge").attr("title", detail ? detail.reason : "");
-                back_ms = new Date().getTime() + (detail && detail.delay_ms ? detail.delay_ms : 0);
-                countdown();
+                $("#badge").attr("title", reason);
+                back_ms = new Date().getTime() + (detail.delay || 0);
+                tick();
+            },
+
+            /* The connection, to show which tab polls. */
+            follow: function (connection) {
+                poll = connection;
+                tick();
             },
 
             /* Both clocks are one in this demo. Where they are not, the number says more about them than about us. */

@@ -14,10 +14,13 @@ from sqlalchemy.engine import Engine
 
 from ..config import Settings
 from ..database import make_engine
-from ..errors import LegacyPollError
+from ..errors import ConfigError, LegacyPollError
 from ..tokens import Tokens
 
 __all__ = ["main", "settled", "signer", "say"]
+
+#: Where the command's context keeps --name.
+_NAME = "legacy_poll.name"
 
 
 class _Group(click.Group):
@@ -37,8 +40,11 @@ class _Group(click.Group):
     "from the application.",
 )
 @click.version_option(package_name="legacy_poll", prog_name="legacy-poll")
-def main() -> None:
+@click.option("--name", metavar="NAME", help="Which LegacyPoll of the application, where it has several.")
+@click.pass_context
+def main(context: click.Context, name: Optional[str]) -> None:
     """Long polling for Flask and SQLAlchemy: the tables, the events, the tokens."""
+    context.meta[_NAME] = name
 
 
 def settled(database_url: Optional[str] = None) -> Tuple[Engine, Settings]:
@@ -48,8 +54,9 @@ def settled(database_url: Optional[str] = None) -> Tuple[Engine, Settings]:
         ConfigError: A bad setting, or a URL that names no driver of ours.
     """
     if database_url is None and _find_application():
-        state = next(iter(current_app.extensions["legacy_poll"].values()))
+        state = _chosen()
         return state.engine(), state.settings
+    _is_alone()
     settings = Settings.from_environ()
     return make_engine(database_url or settings.database_url), settings
 
@@ -61,7 +68,7 @@ def signer() -> Tokens:
         ConfigError: There is no key.
     """
     if _find_application():
-        tokens: Tokens = next(iter(current_app.extensions["legacy_poll"].values())).tokens()
+        tokens: Tokens = _chosen().tokens()
         return tokens
     return Tokens(Settings.from_environ().secret_key)
 
@@ -69,6 +76,17 @@ def signer() -> Tokens:
 def say(value: Any, text: str, *, as_json: bool) -> None:
     """Prints *text*, or *value* as JSON."""
     click.echo(json.dumps(value, sort_keys=True) if as_json else text)
+
+
+def _chosen() -> Any:
+    states = current_app.extensions["legacy_poll"]
+    name = click.get_current_context().meta.get(_NAME)
+    if name is None and len(states) == 1:
+        return next(iter(states.values()))
+    if name not in states:
+        found = "has several logs" if name is None else "has no log named %r" % name
+        raise ConfigError("this application %s; --name is one of: %s" % (found, ", ".join(sorted(states))))
+    return states[name]
 
 
 def _find_application() -> bool:
@@ -83,4 +101,9 @@ def _find_application() -> bool:
     return bool(current_app.extensions.get("legacy_poll"))
 
 
-from . import events, tables  # noqa: E402, F401  (they add their commands)
+def _is_alone() -> None:
+    if click.get_current_context().meta.get(_NAME) is not None:
+        raise ConfigError("--name is for `flask legacy-poll`, inside an application that has several logs")
+
+
+from . import doctor, events, tables  # noqa: E402, F401  (they add their commands)

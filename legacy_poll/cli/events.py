@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import sys
@@ -9,15 +10,15 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import click
 
 from ..cursors import Cursor
 from ..database import Database
-from ..errors import CursorGone, InvalidEvent, LegacyPollError
+from ..errors import CursorGone, InvalidEvent, LegacyPollError, StorageUnavailable
 from ..eventlog import EventLog, append
-from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, RESERVED_PREFIX, Event, check_channels
+from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, MAX_DEPTH, RESERVED_PREFIX, Event, check_channels
 from ..wakeups import HostSender, directory_of
 from . import main, say, settled, signer
 from .tables import json_option, url_option
@@ -26,6 +27,8 @@ _ROWS = 500
 _WAIT_SECONDS = 30
 _LOOK_SECONDS = 0.2
 _HOLD_MS = 25_000
+#: Longest pause between two tries, seconds.
+_LAST_BACKOFF_SECONDS = 30
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -81,12 +84,14 @@ def publish(
         return
     total = 0
     try:
-        for batch in _batches(sys.stdin):
+        for batch in _batches(_standard_input()):
             total += len(commit(batch))
             if sys.stderr.isatty():
                 click.echo("\r%d published" % total, err=True, nl=False)
     except LegacyPollError as error:
         raise click.ClickException("%s; %d events before it were published" % (error, total)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; %d events were published" % total) from None
     say({"published": total}, "%d events published." % total, as_json=as_json)
 
 
@@ -116,7 +121,10 @@ def tail(
     token: Optional[str],
     url: Optional[str],
 ) -> None:
-    """Print events as they come: over HTTP from URL, the prefix of the routes, or straight from the log."""
+    """Print events as they come: over HTTP from URL, the prefix of the routes, or straight from the log.
+
+    Goes on through restarts of the server or the database, from where it was.
+    """
     if url is not None and since is not None:
         raise click.UsageError("--since reads the log; over HTTP use --cursor")
     if since is not None and cursor_text is not None:
@@ -155,16 +163,28 @@ def token(channels: Tuple[str, ...], expires: int, subject: Optional[str], as_js
 
 def _json(text: str, what: str) -> Any:
     try:
+        text.encode("utf-8")  # bytes that are no text would be published as something else
         return json.loads(text)
+    except UnicodeEncodeError:
+        raise InvalidEvent(what, text, "text in UTF-8 is needed") from None
+    except RecursionError:
+        raise InvalidEvent(what, text, "at most %d levels of nesting" % MAX_DEPTH) from None
     except ValueError as error:
         raise InvalidEvent(what, text, "a JSON value is needed: %s" % error) from None
 
 
-def _batches(lines: Any) -> Iterator[List[Any]]:
+def _standard_input() -> Iterable[bytes]:
+    if sys.stdin is None:
+        raise click.UsageError("--lines reads standard input, and it is closed")
+    return sys.stdin.buffer
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[List[Any]]:
     batch = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            batch.append(_json(line, "line %d" % number))
+            # JSON is UTF-8, whatever the terminal speaks.
+            batch.append(_json(line.decode("utf-8", "surrogateescape"), "line %d" % number))
         if len(batch) >= _ROWS:
             yield batch
             batch = []
@@ -189,7 +209,8 @@ def _from_log(
         cursor = Cursor.parse(cursor_text)
     else:
         cursor = log.bounds().cursor if seconds is None else log.cursor_since(seconds)
-    pause = threading.Event()
+    pause, patience = threading.Event(), _Patience("the database")
+    patience.works()
     while True:
         try:
             batch = log.read_after(cursor, channels=names, limit=_ROWS, max_bytes=1 << 23)
@@ -197,6 +218,10 @@ def _from_log(
             click.echo("%s; going on from the end of the log" % error, err=True)
             cursor = log.bounds().cursor
             continue
+        except StorageUnavailable as error:
+            patience.wait(str(error))
+            continue
+        patience.works()
         for event in batch.events:
             if names is not None or not event.channel.startswith(RESERVED_PREFIX):
                 yield _as_dict(event)
@@ -213,12 +238,11 @@ def _as_dict(event: Event) -> Dict[str, Any]:
 def _over_http(
     url: str, channels: Tuple[str, ...], cursor: Optional[str], token: Optional[str]
 ) -> Iterator[Dict[str, Any]]:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not _is_http(url):
         raise click.BadParameter(
             "%r: a URL that starts with http:// or https:// is needed" % url, param_hint="URL"
         )
-    pause = threading.Event()
-    cursor = cursor or "now"
+    cursor, patience = cursor or "now", _Patience(url)
     while True:
         query = [("channel", name) for name in channels] + [("cursor", cursor), ("timeout", str(_HOLD_MS))]
         request = urllib.request.Request("%s/stream?%s" % (url.rstrip("/"), urllib.parse.urlencode(query)))
@@ -226,21 +250,58 @@ def _over_http(
             request.add_header("Authorization", "Bearer " + token)
         try:
             with urllib.request.urlopen(request, timeout=_HOLD_MS / 1000 + 15) as answer:
-                body = answer.read()
-                cursor = answer.headers["Legacy-Poll-Cursor"] or cursor
-                yield from json.loads(body)["events"] if body.strip() else ()
+                body, next_cursor = answer.read(), answer.headers["Legacy-Poll-Cursor"]
+            events = json.loads(body)["events"] if body.strip() else []
+            if next_cursor is None:
+                raise ValueError("the answer has no cursor; is this the prefix of the routes?")
         except urllib.error.HTTPError as error:
             says = _error_of(error)
-            if error.code == 410:
+            if error.code == 410 and error.headers["Legacy-Poll-Cursor"]:
                 click.echo("%s; going on from the end of the log" % says, err=True)
                 cursor = error.headers["Legacy-Poll-Cursor"]
-            elif error.code in (429, 503):
-                click.echo(says, err=True)
-                pause.wait(float(error.headers.get("Retry-After") or 1))
+            elif error.code in (429, 502, 503, 504):
+                patience.wait("%d: %s" % (error.code, says), error.headers.get("Retry-After"))
             else:
                 raise click.ClickException("%d: %s" % (error.code, says)) from error
-        except OSError as error:
-            raise click.ClickException("%s does not answer: %s" % (url, error)) from error
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            if not patience.proven:
+                raise click.ClickException("%s does not answer: %s" % (url, error)) from error
+            patience.wait(str(error) or type(error).__name__)
+        else:
+            patience.works()
+            cursor = next_cursor
+            yield from events
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # a bracket too many
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+class _Patience:
+    """What to do about *what*, which worked or may yet work: say once that it does not, wait, and try again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._failures = 0
+        self._pause = threading.Event()
+        #: Whether it ever worked.
+        self.proven = False
+
+    def works(self) -> None:
+        if self._failures and self.proven:
+            click.echo("%s answers again" % self._what, err=True)
+        self._failures, self.proven = 0, True
+
+    def wait(self, why: str, retry_after: Optional[str] = None) -> None:
+        if not self._failures:
+            click.echo("%s does not answer, trying again: %s" % (self._what, why), err=True)
+        self._failures += 1
+        asked = int(retry_after) if retry_after and re.fullmatch("[0-9]{1,9}", retry_after) else 0
+        self._pause.wait(min(_LAST_BACKOFF_SECONDS, max(asked, 0.1 * 2 ** min(self._failures, 10))))
 
 
 def _error_of(error: urllib.error.HTTPError) -> str:

@@ -16,6 +16,9 @@ _WAIT_SECONDS = 30
 url_option = click.option("--database-url", help="SQLAlchemy URL; default LEGACY_POLL_DATABASE_URL.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+#: What fits the column in every database.
+_ID = click.IntRange(1, 2**63 - 1)
+
 
 @main.command(epilog="Example: LEGACY_POLL_DATABASE_URL=postgresql+psycopg://app@db/app legacy-poll upgrade")
 @url_option
@@ -111,7 +114,7 @@ def list_(database_url: Optional[str], as_json: bool, limit: int) -> None:
 @url_option
 @json_option
 @click.option("--all", "everything", is_flag=True, help="All of them.")
-@click.argument("ids", nargs=-1, type=int)
+@click.argument("ids", nargs=-1, type=_ID)
 def retry(database_url: Optional[str], as_json: bool, everything: bool, ids: Tuple[int, ...]) -> None:
     """Put rows back into the outbox, to be judged again."""
     _each(upkeep.retry, "put back", database_url, as_json, everything, ids)
@@ -122,7 +125,7 @@ def retry(database_url: Optional[str], as_json: bool, everything: bool, ids: Tup
 @json_option
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.argument("ids", nargs=-1, type=int)
+@click.argument("ids", nargs=-1, type=_ID)
 def drop(
     database_url: Optional[str], as_json: bool, everything: bool, yes: bool, ids: Tuple[int, ...]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 from sqlalchemy import bindparam, delete, insert, select, text
 from sqlalchemy.engine import Connection, Engine
@@ -106,13 +106,13 @@ class Dialect:
     def notify(self, connection: Connection) -> None:
         """Notifies the listeners."""
 
-    def drain_notifications(self, connection: Any) -> bool:
+    def drain_notifications(self, connection: Any) -> Tuple[bool, bool]:
         """Takes in what has arrived on a listening DBAPI connection, without waiting.
 
         Returns:
-            Whether there was a notification.
+            Whether there was a notification, and whether any came from elsewhere than this worker's moves.
         """
-        return False
+        return False, False
 
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
         """Deletes the rows *ids* by key, waiting for no other transaction's rows; returns how many there were."""
@@ -138,6 +138,9 @@ class Dialect:
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
         """Keeps all others out of an upgrade; waits for them."""
         yield
+
+    #: Whether an upgrade that could not be done leaves nothing behind, so that it can be tried again.
+    upgrade_is_whole = False
 
     def is_missing_table(self, error: Exception) -> bool:
         """Whether *error*, a SQLAlchemy error, says that a table does not exist."""

@@ -111,6 +111,8 @@ class MySQL(Dialect):
             raise StorageBusy("another upgrade has been under way for %d seconds" % _UPGRADE_WAIT_SECONDS)
         try:
             yield
+            # Before the lock is free: whoever has it next must find what was done, the version's row included.
+            connection.connection.commit()
         finally:
             self._release_lock(connection, "upgrade")
 

@@ -6,10 +6,11 @@ So: nothing per session that matters (SET LOCAL only), no prepared statements.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
+import uuid
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 from sqlalchemy import text
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from .base import MOVE_SECONDS, Dialect, code_of
 
@@ -17,6 +18,8 @@ __all__ = ["PostgreSQL"]
 
 # hashtext keeps the key apart from an application's own advisory locks, and the schema from another's tables.
 _KEY = "hashtext('legacy_poll.' || current_schema()), hashtext(%r)"
+#: Longest wait of an upgrade for one table; PostgreSQL's deadlock_timeout is 1 s.
+_TABLE_WAIT_MS = 500
 _UNDEFINED_TABLE = "42P01"
 # Not available, deadlock.
 _LOCK_ERRORS = ("55P03", "40P01")
@@ -24,7 +27,7 @@ _LIMITS = text(
     "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', :ms, true),"
     " set_config('lock_timeout', :lock_ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
     # Sent if and when the transaction commits; costs no round trip here.
-    " pg_notify('legacy_poll', '')"
+    " pg_notify('legacy_poll', :sender)"
 )
 # Arrays: a parameter for each value, or a statement for each row, costs the driver and the server twice as much.
 _DELETE = text("DELETE FROM legacy_poll_outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
@@ -61,6 +64,11 @@ class PostgreSQL(Dialect):
     now_sql = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
     pre_ping = True
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        # What a worker moved itself it need not be told.
+        self._sender = uuid.uuid4().hex
+
     def driver_blocks(self) -> bool:
         driver = self.engine.dialect.driver
         if driver == "psycopg2":
@@ -90,7 +98,10 @@ class PostgreSQL(Dialect):
 
     def begin_move(self, connection: Connection) -> None:
         # A wait for a lock ends before the statement does, so that the two can be told apart.
-        connection.execute(_LIMITS, {"ms": str(MOVE_SECONDS * 1000), "lock_ms": str(MOVE_SECONDS * 500)})
+        connection.execute(
+            _LIMITS,
+            {"ms": str(MOVE_SECONDS * 1000), "lock_ms": str(MOVE_SECONDS * 500), "sender": self._sender},
+        )
 
     # The older name works on every version; ids are 64 bits wide there, and 32 in pg_locks.
     snapshot_sql = "CAST(txid_current_snapshot() AS text)"
@@ -121,18 +132,18 @@ class PostgreSQL(Dialect):
     def notify(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_notify('legacy_poll', '')"))
 
-    def drain_notifications(self, connection: Any) -> bool:
+    def drain_notifications(self, connection: Any) -> Tuple[bool, bool]:
         if hasattr(connection, "pgconn"):
             # psycopg 3; its own notifies() loses those that come while another query runs.
             connection.pgconn.consume_input()
-            heard = False
-            while connection.pgconn.notifies() is not None:
-                heard = True
-            return heard
-        connection.poll()
-        heard = bool(connection.notifies)
-        del connection.notifies[:]
-        return heard
+            senders = [
+                each.extra.decode("ascii", "replace") for each in iter(connection.pgconn.notifies, None)
+            ]
+        else:
+            connection.poll()
+            senders = [each.payload for each in connection.notifies]
+            del connection.notifies[:]
+        return bool(senders), any(each != self._sender for each in senders)
 
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
         # One statement: PostgreSQL has no gap locks, and nobody else locks committed outbox rows.
@@ -162,7 +173,12 @@ class PostgreSQL(Dialect):
     @contextlib.contextmanager
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
         connection.execute(text("SELECT pg_advisory_xact_lock(%s)" % (_KEY % "upgrade")))
+        # Who waits for a table keeps everybody else from it, so not for long; and shorter than the server's
+        # deadlock_timeout, so that between a sequencer and an upgrade it is the upgrade that gives way.
+        connection.execute(text("SET LOCAL lock_timeout = '%dms'" % _TABLE_WAIT_MS))
         yield
+
+    upgrade_is_whole = True
 
     def is_busy(self, error: Exception) -> bool:
         return code_of(error) in _LOCK_ERRORS

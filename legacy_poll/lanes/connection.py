@@ -24,11 +24,15 @@ import gevent.monkey
 
 from ..errors import ClientGone
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "probe"]
 
 _ESTABLISHED = 1  # the first byte of Linux's struct tcp_info
 _LOOK_SECONDS = 1.0
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+
+
+class _Unread(Exception):
+    """The client sent something while it is held; ends a wait that is longer than the time between two looks."""
 
 
 class Connection:
@@ -38,12 +42,18 @@ class Connection:
         environ: WSGI's.
         heartbeat_seconds: Between two beats; 0 sends none.
         beat: Sends one; its first call starts the response. None where the server cannot.
+        server: What of the server answers this request, if that is known; gevent's has its socket there.
     """
 
     def __init__(
-        self, environ: Any, *, heartbeat_seconds: float = 0.0, beat: Optional[Callable[[], None]] = None
+        self,
+        environ: Any,
+        *,
+        heartbeat_seconds: float = 0.0,
+        beat: Optional[Callable[[], None]] = None,
+        server: Any = None,
     ) -> None:
-        self._socket = _raw_socket(environ)
+        self._socket = _raw_socket(environ, server)
         self._heartbeat_seconds = heartbeat_seconds if beat is not None else 0.0
         self._beat = beat
         self._greenlet: Any = None
@@ -87,6 +97,8 @@ class Connection:
         self._greenlet = gevent.getcurrent()
         try:
             return bool(event.wait(seconds))
+        except _Unread:
+            return False  # from now on it is looked at once a second: this wait was longer
         finally:
             self._greenlet = None
 
@@ -95,7 +107,7 @@ class Connection:
         if self._socket is None:
             return None
         try:
-            _probe(self._socket)
+            probe(self._socket)
             if self._looks:
                 return None
             watcher = gevent.get_hub().loop.io(self._socket.fileno(), 1)
@@ -115,8 +127,7 @@ class Connection:
         watcher.stop()
         self._unread = not gone
         if self._greenlet is not None:
-            if gone:
-                self._greenlet.throw(ClientGone("the client hung up"))
+            self._greenlet.throw(ClientGone("the client hung up") if gone else _Unread())
         elif gone:
             self._unread = True  # between two waits: the next look finds it
 
@@ -127,18 +138,24 @@ class Connection:
         self._beat_at = time.monotonic() + self._heartbeat_seconds
 
 
-def _raw_socket(environ: Any) -> Any:
+def _raw_socket(environ: Any, server: Any) -> Any:
     """The plain TCP or UNIX socket of the request, or None."""
     found = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if found is None and str(environ.get("SERVER_SOFTWARE", "")).startswith("gevent/"):
+        found = getattr(server, "socket", None)
     if found is None or isinstance(found, ssl.SSLSocket) or hasattr(found, "_sslobj"):
         return None
     # gevent's socket would switch greenlets in recv; the one inside does not.
     return getattr(found, "_sock", found)
 
 
-def _probe(connection: Any) -> None:
+def probe(connection: Any) -> None:
+    """Lets the kernel ask from time to time whether the other side is still there."""
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
+    name, value = _KEEPALIVE[0]
+    if hasattr(socket, name) and connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value:
+        return  # since an earlier poll
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
         if hasattr(socket, name):

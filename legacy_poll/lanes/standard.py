@@ -12,18 +12,25 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 from typing import Any, Callable, Iterable, Iterator, List, NoReturn, Optional, Tuple, Type
 
 import gevent
 from flask import Response, current_app, has_request_context, session
+from werkzeug.datastructures import Headers
 from werkzeug.http import HTTP_STATUS_CODES
 
 from ..errors import ClientGone
 from ..wire import Answer
 from .connection import Connection
 
-__all__ = ["HeldResponse", "QuietResponse", "held_response"]
+__all__ = ["HeldResponse", "Joined", "LateBody", "QuietResponse", "held_response", "merged", "status_line"]
 
+logger = logging.getLogger("legacy_poll")
+
+PIECE_BYTES = 65_536
+#: Longest body that is sent in one piece with its head.
+_JOINED_BYTES = 16_384
 _NOT_YET = (
     "the body of a held poll is not known yet: it comes when the hold has ended, after all after_request functions. "
     "Leave responses with the attribute is_held alone (ETags, compression, signing); see docs/lanes.md"
@@ -54,8 +61,10 @@ class HeldResponse(QuietResponse):
         wait: Called once with the :class:`Connection`, outside every context; blocks until the answer is there.
         release: Called when the response is over or was given up, whether *wait* was called or not; maybe twice.
         heartbeat_seconds: Between two bytes of white space while held; 0 sends none.
-        send_seconds: Longest time that sending the answer may take.
+        send_seconds: Longest time for the client to take 64 KiB of the answer, or what there is.
+        content_type: Of an answer that begins with a heartbeat.
         is_last: Whether the connection is to be closed behind the answer; asked when the answer is there.
+        cut: Called when the client did not take the answer in time.
     """
 
     is_held = True
@@ -69,20 +78,26 @@ class HeldResponse(QuietResponse):
         *,
         heartbeat_seconds: float = 0.0,
         send_seconds: float = 60.0,
+        content_type: str = "application/json",
         is_last: Callable[[], bool] = lambda: False,
+        cut: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(status=200, content_type="application/json")
+        super().__init__(status=200, content_type=content_type)
+        self.beaten_type = content_type
         self.wait = wait
         self.release = release
         self.heartbeat_seconds = heartbeat_seconds
         self.send_seconds = send_seconds
         self.is_last = is_last
+        self.cut = cut
         #: Whether the server has it, and will close it.
         self.taken = False
+        #: What the parked lane needs to know of this poll, if it may have it: see approvals.Parking.
+        self.parking: Any = None
 
-    def __call__(self, environ: Any, start_response: Any) -> "_LateBody":
+    def __call__(self, environ: Any, start_response: Any) -> "LateBody":
         self.taken = True
-        return _LateBody(self, environ, start_response)
+        return LateBody(self, environ, start_response)
 
     def get_data(self, as_text: bool = False) -> NoReturn:
         raise RuntimeError(_NOT_YET)
@@ -120,13 +135,21 @@ def held_response(base: Type[Any]) -> Type[HeldResponse]:
     return type("Held" + base.__name__, (HeldResponse, base), {})
 
 
-class _LateBody:
-    """The WSGI iterable: waits at its first ``next``."""
+class Joined(bytearray):
+    """In place of a socket: what is sent to it, one behind the other."""
+
+    def sendall(self, data: bytes) -> None:
+        self += data
+
+
+class LateBody:
+    """The WSGI iterable: waits at its first ``next``, unless the parked lane took the connection before."""
 
     def __init__(self, response: HeldResponse, environ: Any, start_response: Any) -> None:
         self._response = response
         self._environ = environ
         self._start_response = start_response
+        self.parking = response.parking
         self._write: Any = None
         self._started = False
         self._closed = False
@@ -140,7 +163,10 @@ class _LateBody:
             raise StopIteration
         self._started = True
         connection = Connection(
-            self._environ, heartbeat_seconds=self._response.heartbeat_seconds, beat=self._beat
+            self._environ,
+            heartbeat_seconds=self._response.heartbeat_seconds,
+            beat=self._beat,
+            server=self._server,
         )
         try:
             answer = self._response.wait(connection)
@@ -154,8 +180,7 @@ class _LateBody:
         if self._response.is_last():
             self._close_behind()
         if self._write is None:
-            status = "%d %s" % (answer.status, HTTP_STATUS_CODES.get(answer.status, "Unknown").upper())
-            self._write = self._start_response(status, self._headers(answer.headers))
+            self._write = self._start_response(status_line(answer.status), self._headers(answer.headers))
         if not answer.body:
             self._response.release()
             raise StopIteration
@@ -163,6 +188,30 @@ class _LateBody:
             self._send(answer.body)
             raise StopIteration
         return answer.body
+
+    @property
+    def environ(self) -> Any:
+        return self._environ
+
+    @property
+    def start_response(self) -> Any:
+        return self._start_response
+
+    @property
+    def headers(self) -> Headers:
+        """The application's."""
+        return self._response.headers
+
+    def part(self) -> None:
+        """Parts from the place that it holds, which somebody else gives back; closes nothing yet."""
+        self._closed = True
+
+    def close_response(self) -> None:
+        """Runs the application's functions of ``call_on_close``, which may wait; one that fails is logged."""
+        try:
+            self._response.close()
+        except Exception:
+            logger.exception("legacy_poll: what runs when a response is closed failed")
 
     def close(self) -> None:
         """Gives the place back; the server calls it whatever happened."""
@@ -176,30 +225,63 @@ class _LateBody:
     def _beat(self) -> None:
         if self._write is None:
             self._write = self._start_response(
-                "200 OK", self._headers((("Content-Type", "application/json"),))
+                "200 OK", self._headers((("Content-Type", self._response.beaten_type),))
             )
         self._write(b" ")
 
     def _send(self, body: bytes) -> None:
-        # The server would send it for as long as the client takes it, a byte a minute.
-        with gevent.Timeout(self._response.send_seconds) as limit:
+        server: Any = self._server
+        if len(body) <= _JOINED_BYTES and hasattr(server, "sock"):
+            # gunicorn sends the head by itself: a second call of the system, and a second packet for the client.
+            connection, joined = server.sock, Joined()
+            server.sock = joined
             try:
                 self._write(body)
+            finally:
+                server.sock = connection
+            self._limited(connection.sendall, bytes(joined))
+            return
+        # The server would send it for as long as the client takes it, a byte a minute. Piece by piece, so that a slow
+        # network has as much time as a large answer needs.
+        for start in range(0, len(body), PIECE_BYTES):
+            self._limited(self._write, body[start : start + PIECE_BYTES])
+
+    def _limited(self, send: Callable[[bytes], Any], data: bytes) -> None:
+        with gevent.Timeout(self._response.send_seconds) as limit:
+            try:
+                send(data)
             except gevent.Timeout as over:
                 if over is not limit:
                     raise
+                self._response.cut()
                 raise ConnectionResetError(errno.ECONNRESET, "the client did not take the answer") from None
 
     def _close_behind(self) -> None:
         # A WSGI application may not say so itself, and gunicorn decided before the wait began.
-        force_close = getattr(getattr(self._start_response, "__self__", None), "force_close", None)
+        force_close = getattr(self._server, "force_close", None)
         if force_close is not None:
             force_close()
+        elif hasattr(self._server, "close_connection"):
+            self._server.close_connection = True  # gevent's and the standard library's
+
+    @property
+    def _server(self) -> Any:
+        # Of gunicorn and gevent, unless some middleware stands between.
+        return getattr(self._start_response, "__self__", None)
 
     def _headers(self, late: Iterable[Tuple[str, str]]) -> List[Tuple[str, str]]:
-        headers = self._response.headers
-        headers.remove("Content-Type")  # a 204 has none; the others bring theirs
-        headers.remove("Content-Length")
-        for name, value in late:
-            headers[name] = value
-        return [(name, value) for name, value in headers.to_wsgi_list()]
+        return merged(self._response.headers, late)
+
+
+def merged(headers: Headers, late: Iterable[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """The application's *headers* of a poll's answer, with those that came with the answer."""
+    late = list(late)
+    # A 204 has no type; the others bring theirs.
+    replaced = {"content-type", "content-length"}
+    replaced.update([name.lower() for name, _ in late])
+    return [each for each in headers.to_wsgi_list() if each[0].lower() not in replaced] + late
+
+
+def status_line(status: int) -> str:
+    """*status* as WSGI has it."""
+    return "%d %s" % (status, HTTP_STATUS_CODES.get(status, "Unknown").upper())

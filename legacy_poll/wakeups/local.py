@@ -48,7 +48,21 @@ class LocalWakeup:
             connection = where.connection(bind_arguments={"clause": _ROW})
         self.watch(connection.engine)
         connection.info[_MARK] = True
+        if _commits_by_itself(connection):
+            self._wake()  # there may be no commit to hear of
 
     def _committed(self, connection: Connection) -> None:
         if connection.info.pop(_MARK, None):
             self._wake()
+
+
+def _commits_by_itself(connection: Connection) -> bool:
+    """Whether each statement on *connection* is a transaction, as far as SQLAlchemy was told: it costs no query."""
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        dialect: Any = connection.dialect
+        # Of create_engine(); SQLAlchemy 1.4 has it under the second name.
+        level = getattr(dialect, "_on_connect_isolation_level", None) or getattr(
+            dialect, "isolation_level", None
+        )
+    return level == "AUTOCOMMIT"

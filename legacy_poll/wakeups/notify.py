@@ -108,12 +108,14 @@ class NotifyListener:
                 asked_at + self._answer_seconds if asked_at is not None else heard_at + self._probe_seconds
             )
             ready = select.select([connection.fileno()], [], [], max(0.01, until - now))[0]
-            if ready and self._database.dialect.drain_notifications(connection):
+            heard, news = self._database.dialect.drain_notifications(connection) if ready else (False, False)
+            if heard:
                 heard_at, asked_at = time.monotonic(), None
                 self._failures = 0
                 if self._told:
                     logger.warning("legacy_poll: notifications from the database arrive again")
                 self._told, self.hears = False, True
+            if news:
                 self._wake()
 
     def _deaf(self, why: str) -> None:

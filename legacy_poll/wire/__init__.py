@@ -5,6 +5,7 @@ Nothing here knows of storage, and nothing here waits.
 
 from __future__ import annotations
 
-from .longpoll import Answer, PollRequest, parse, render, render_error
+from .jsonp import SCRIPT_TYPE, called
+from .longpoll import Answer, PollRequest, callback_in, parse, render, render_error
 
-__all__ = ["Answer", "PollRequest", "parse", "render", "render_error"]
+__all__ = ["Answer", "PollRequest", "SCRIPT_TYPE", "callback_in", "called", "parse", "render", "render_error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, FrozenSet, List, Optional, Tuple
 
@@ -12,11 +13,13 @@ from ..errors import BadParameter, InvalidEvent, LegacyPollError, RequestError
 from ..events import NAME_RULE, RESERVED_PREFIX, Batch, Event, check_name
 from ..schemas import StreamQuery, load, single_values
 
-__all__ = ["Answer", "PollRequest", "parse", "parse_channels", "render", "render_error"]
+__all__ = ["Answer", "PollRequest", "callback_in", "parse", "parse_channels", "render", "render_error"]
 
 CURSOR_HEADER = "Legacy-Poll-Cursor"
 _SINGLE = ["cursor", "timeout", "limit", "heartbeat", "empty", "callback", "token"]
 _QUERY = StreamQuery()
+_FUNCTION = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*(\.[A-Za-z_$][A-Za-z0-9_$]*)*", re.ASCII)
+_LONGEST_FUNCTION = 100
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class PollRequest:
         heartbeat_seconds: Between two bytes of white space while held; 0 is none.
         empty_status: 204 or 200, for an empty answer.
         token: The channel token in the query, if any.
+        callback: The function to call with the answer, for JSONP; None for plain JSON.
     """
 
     channels: Optional[FrozenSet[str]]
@@ -42,6 +46,7 @@ class PollRequest:
     heartbeat_seconds: float
     empty_status: int
     token: Optional[str]
+    callback: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ def parse(arguments: Any, settings: Settings) -> PollRequest:
         Forbidden: A channel of ours.
     """
     single = single_values(arguments, _SINGLE)
-    if "callback" in single:
-        raise BadParameter("callback", single["callback"], "JSONP is switched off on this server")
+    single.pop("callback", None)  # has a rule of its own
     query = load(_QUERY, single)
     text = query.get("cursor") or None
     now = text == "now" or (text is None and settings.start == "now")
@@ -77,7 +81,28 @@ def parse(arguments: Any, settings: Settings) -> PollRequest:
         heartbeat_seconds=query.get("heartbeat", 0) / 1000.0,
         empty_status=int(query.get("empty", 204)),
         token=query.get("token"),
+        callback=callback_in(arguments, settings),
     )
+
+
+def callback_in(arguments: Any, settings: Settings) -> Optional[str]:
+    """The function that the query *arguments* wants called, or None.
+
+    Raises:
+        BadParameter: It is no name of a function, or JSONP is switched off.
+    """
+    name = single_values(arguments, ["callback"]).get("callback")
+    if name is None:
+        return None
+    if not settings.jsonp:
+        raise BadParameter("callback", name, "JSONP is switched off on this server")
+    if len(name) > _LONGEST_FUNCTION or _FUNCTION.fullmatch(name) is None:
+        rule = (
+            "the name of a function is needed, such as app.on_answer, of at most %d characters"
+            % _LONGEST_FUNCTION
+        )
+        raise BadParameter("callback", name, rule)
+    return name
 
 
 def parse_channels(arguments: Any, settings: Settings) -> Optional[FrozenSet[str]]:
@@ -87,11 +112,11 @@ def parse_channels(arguments: Any, settings: Settings) -> Optional[FrozenSet[str
         names.extend(joined.split(","))
     if not names:
         return None
+    # Named twice it is one: whoever repeats a name asks for no more, and the server bounds the query's length.
     found = frozenset(names)
     if len(found) > settings.max_channels:
-        raise BadParameter(
-            "channel", "%d channels" % len(found), "at most %d in one poll" % settings.max_channels
-        )
+        rule = "at most %d in one poll" % settings.max_channels
+        raise BadParameter("channel", "%d channels" % len(found), rule, limit="max_channels")
     for name in sorted(found):
         if name.startswith(RESERVED_PREFIX):
             continue  # may be a name of ours: the view says 403

@@ -42,6 +42,8 @@ def test_a_commit_in_psql_shows_in_seven_windows_of_one_browser(shop, windows):
     shop.note("Seven windows, one commit")
     for board in boards:
         expect_notice(board, "Seven windows, one commit")
+    said = ["Another tab polls for this one"] * 6 + ["This tab polls"]
+    until(lambda: sorted(board.inner_text("#who") for board in boards) == said, 30, "one of them polls")
     counter = windows.open(shop, "/", browser)
     number = place_order(counter, "Seventh", "Tea", "2")
     for board in boards:

@@ -7,6 +7,7 @@ The demo's pages forbid eval (`default-src 'self'`), so what evaluate() is given
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 try:
@@ -14,7 +15,7 @@ try:
 except ImportError:  # the fixture that needs it says so, see missing()
     expect = sync_playwright = None
 
-from tests.servers import find_program, missing
+from tests.servers import find_program, free_port, missing
 
 # A bound on failure, beyond the 30 s that a page pauses at most before it tries again.
 WAIT_MS = 45000
@@ -28,6 +29,14 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+]
+
+# Playwright's own flags that keep hidden pages awake and make every page load.
+UNUSUAL = [
+    "--disable-back-forward-cache",
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
 ]
 
 # The board keeps the last few notices; these are all that it ever showed, in order.
@@ -49,6 +58,22 @@ def launched(playwright):
     """Debian's Chromium, or whatever the machine has, with a new profile that goes when it is closed."""
     program = find_program("chromium", "chromium-browser", "google-chrome")
     return playwright.chromium.launch(executable_path=program, args=FLAGS)
+
+
+@contextlib.contextmanager
+def everyday(playwright):
+    """The same without what Playwright sets for tests: who opens a tab hides the one before, which has slow timers then
+    and may be frozen; pages go to the back/forward cache.
+    """
+    program = find_program("chromium", "chromium-browser", "google-chrome")
+    port = free_port()
+    whole = playwright.chromium.launch(
+        executable_path=program,
+        args=[*FLAGS, "--remote-debugging-port={}".format(port)],
+        ignore_default_args=UNUSUAL,
+    )
+    yield playwright.chromium.connect_over_cdp("http://127.0.0.1:{}".format(port), no_defaults=True)
+    whole.close()
 
 
 def started():

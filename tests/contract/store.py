@@ -89,9 +89,11 @@ class Store:
     def events(self, cursor=None, channels=None, limit=ALL, max_bytes=1 << 40):
         return self.read(cursor, channels, limit, max_bytes).events
 
-    def read(self, cursor=None, channels=None, limit=ALL, max_bytes=1 << 40):
+    def read(self, cursor=None, channels=None, limit=ALL, max_bytes=1 << 40, max_backlog=0):
         channels = None if channels is None else frozenset(channels)
-        return self.log.read_after(cursor, channels=channels, limit=limit, max_bytes=max_bytes)
+        return self.log.read_after(
+            cursor, channels=channels, limit=limit, max_bytes=max_bytes, max_backlog=max_backlog
+        )
 
     def data(self, **options):
         """What has been delivered so far, decoded: [1, 2, 3]."""

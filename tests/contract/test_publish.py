@@ -7,6 +7,8 @@ import re
 import subprocess
 
 import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Column, Integer, MetaData, String, Table, select, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -53,12 +55,10 @@ def where(request, shop, engine):
         yield session
         session.remove()
     else:
-        flask = pytest.importorskip("flask")
-        flask_sqlalchemy = pytest.importorskip("flask_sqlalchemy")
-        app = flask.Flask(__name__)
+        app = Flask(__name__)
         app.config["SQLALCHEMY_DATABASE_URI"] = engine.url.render_as_string(hide_password=False)
         app.config["SQLALCHEMY_TRACK_MODIFICATIONS"] = False
-        db = flask_sqlalchemy.SQLAlchemy(app)
+        db = SQLAlchemy(app)
         with app.app_context():
             yield db.session
             db.session.remove()

@@ -11,8 +11,8 @@ from sqlalchemy.engine import Engine
 
 from legacy_poll import schema
 from legacy_poll.cursors import Cursor, check_of, short_log
-from legacy_poll.errors import CursorExpired, CursorUnknown, SchemaMissing
-from tests.contract.store import run
+from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown, SchemaMissing
+from tests.contract.store import run, series
 
 FAR = "2999-01-01T00:00:00.000Z"
 
@@ -257,6 +257,85 @@ def test_a_log_without_its_row_says_what_to_run(filled):
             ask()
     insert = "INSERT INTO legacy_poll_log (log_id, head, oldest) VALUES (:log_id, :head, 1)"
     run(filled.engine, insert, log_id=log_id, head=head)
+
+
+# A limit to how far behind a cursor may be.
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 500])
+def test_a_backlog_of_exactly_the_limit_is_read_and_one_more_is_refused(filled, limit):
+    for position in range(7):
+        cursor = at(filled, position)
+        for most in range(1, 8):
+            if 6 - position <= most:
+                batch = filled.read(cursor, limit=limit, max_backlog=most)
+                assert batch == filled.read(cursor, limit=limit)
+            else:
+                with pytest.raises(BacklogTooLarge, match="more than %d events follow" % most) as caught:
+                    filled.read(cursor, limit=limit, max_backlog=most)
+                assert caught.value.facts == {"most": most}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 500])
+def test_only_the_channels_of_the_poll_are_a_backlog(filled, limit):
+    assert numbers(filled.read(at(filled, 0), channels=["odd"], limit=3, max_backlog=3)) == [1, 3, 5]
+    assert filled.read(at(filled, 0), channels=["quiet"], limit=limit, max_backlog=1).events == ()
+    for names in (["odd"], ["odd", "quiet"], ["odd", "even"]):
+        with pytest.raises(BacklogTooLarge):
+            filled.read(at(filled, 0), channels=names, limit=limit, max_backlog=2)
+
+
+@pytest.mark.parametrize("limit", [1, 500])
+def test_without_a_cursor_everything_that_is_retained_is_a_backlog(make_store, limit):
+    store = make_store(retention_events=3)
+    store.publish(1, 2, 3, 4, 5)
+    store.drain()
+    with pytest.raises(BacklogTooLarge, match="the oldest event that is kept"):
+        store.read(limit=limit, max_backlog=3)
+    store.log.trim(store.log.glance().now)
+    assert numbers(store.read(limit=limit, max_backlog=3)) == [3, 4, 5][:limit]
+
+
+def test_a_cursor_that_is_expired_too_is_told_that(make_store):
+    store = make_store(retention_events=3)
+    store.publish(1, 2, 3, 4, 5)
+    store.drain()
+    cursor = at(store, 0)
+    store.log.trim(store.log.glance().now)
+    with pytest.raises(CursorExpired):
+        store.read(cursor, max_backlog=1)
+
+
+def test_a_backlog_is_counted_by_key_and_no_further_than_the_limit(make_store, engine):
+    """Few events among many others: a count must not walk over those."""
+    store = make_store()
+    store.publish(1, 2, 3, 4, 5, channel="rare")
+    run(engine, series(engine, 5000))
+    store.drain()
+    run(engine, "ANALYZE TABLE legacy_poll_event" if engine.dialect.name == "mysql" else "ANALYZE")
+    with watched_statements() as seen, pytest.raises(BacklogTooLarge):
+        store.read(at(store, 0), channels=["rare", "other"], limit=1, max_backlog=3)
+    ((statement, parameters),) = [each for each in seen if "count(" in each[0].lower()]
+    assert 3 in (parameters.values() if isinstance(parameters, dict) else parameters)
+    prefix = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    with engine.connect() as connection:
+        plan = str(connection.exec_driver_sql(prefix + statement, parameters).all())
+    assert "legacy_poll_event_channel" in plan.replace("PRIMARY,legacy_poll_event_channel", ""), plan
+
+
+@contextmanager
+def watched_statements():
+    """What is sent to databases meanwhile: [(statement, parameters)]."""
+    seen = []
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        seen.append((statement, parameters))
+
+    listening.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        listening.remove(Engine, "before_cursor_execute", note)
 
 
 # A trim, or a new log, between two statements of one read.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from legacy_poll.errors import SchemaError, SchemaMissing, StorageBusy, StorageU
 from legacy_poll.tables import metadata
 from tests.contract.store import Store, run, two_writers
 from tests.servers import find_program
+from tests.waiting import until
 
 pytestmark = pytest.mark.own_database
 
@@ -248,6 +251,17 @@ def test_an_upgrade_touches_nothing_beside_its_own_tables(engine, bare, users_ta
     works(bare)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_applications_autogenerate_is_told_to_look_past_what_is_ours(engine, users_tables):
+    schema.upgrade(engine)
+    # SQLAlchemy 1.4 names this one, which our tables' ids made, and nobody may drop it.
+    names = set(inspect(engine).get_table_names()) | {"sqlite_sequence"}
+    seen = {name for name in names if schema.include_name(name, "table", {"schema_name": None})}
+    assert seen == {"shop_order", "alembic_version", "legacy_pollution"}
+    assert schema.include_name(None, "schema", {})
+    assert schema.include_name("legacy_poll_index", "index", {"table_name": "shop_order"})
+
+
 def test_the_outbox_has_no_unique_key_but_its_id(engine, tables):
     found = inspect(engine)
     assert found.get_unique_constraints("legacy_poll_outbox") == []
@@ -273,6 +287,59 @@ def test_an_application_in_a_transaction_of_its_own_is_not_committed_by_an_upgra
         schema.upgrade(engine)
         connection.rollback()
         assert connection.execute(text("SELECT count(*) FROM shop_order")).scalar() == 0
+
+
+def next_version(monkeypatch, tmp_path, statement):
+    """From here on this code is of the next version, whose migration runs *statement*."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(str(ROOT / "alembic"), str(folder), ignore=shutil.ignore_patterns("__pycache__"))
+    revision = "revision, down_revision = '1_0002', '{}'\n".format(schema.REVISION)
+    body = "from alembic import op\n\n\ndef upgrade():\n    op.execute({!r})\n".format(statement)
+    (folder / "versions" / "1_0002_next.py").write_text(revision + body)
+    monkeypatch.setattr(schema, "migrations", lambda: str(folder))
+    monkeypatch.setattr(schema, "REVISION", "1_0002")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_an_upgrade_gives_way_to_open_transactions_and_publishers_do_not_queue_behind_it(
+    engine, bare, monkeypatch, tmp_path
+):
+    schema.upgrade(engine)
+    next_version(monkeypatch, tmp_path, "ALTER TABLE legacy_poll_outbox ADD COLUMN trace TEXT")
+    insert = text("INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', '1')")
+    done = []
+    upgrading = threading.Thread(target=lambda: done.append(schema.upgrade(engine)))
+    with engine.begin() as long:
+        long.execute(insert)
+        upgrading.start()
+        with engine.connect() as watcher:
+            watcher.execution_options(isolation_level="AUTOCOMMIT")
+            watcher.execute(text("SET statement_timeout = '20s'"))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL"
+            for _ in range(2):
+                until(lambda: watcher.execute(text(waits)).scalar(), 20, "the upgrade waits for the table")
+                # Behind it, and not for as long as the long transaction takes.
+                watcher.execute(insert)
+        assert not done
+    upgrading.join(30)
+    assert done == ["1_0001"]
+    monkeypatch.undo()
+    assert "newer than this code's" in schema.check(bare.database)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_an_upgrade_that_finds_no_gap_says_so_and_changes_nothing(engine, bare, monkeypatch, tmp_path):
+    schema.upgrade(engine)
+    next_version(monkeypatch, tmp_path, "ALTER TABLE legacy_poll_outbox ADD COLUMN trace TEXT")
+    monkeypatch.setattr(schema, "_UPGRADE_WAIT_SECONDS", 0)
+    with engine.connect() as other:
+        other.execute(text("LOCK TABLE legacy_poll_outbox IN ROW EXCLUSIVE MODE"))
+        with pytest.raises(StorageBusy, match="lock timeout"):
+            schema.upgrade(engine)
+        other.rollback()
+    monkeypatch.undo()
+    assert schema.check(bare.database) is None
+    works(bare)
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)

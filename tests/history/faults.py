@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from random import Random
 
@@ -22,6 +23,8 @@ KILL_ALL = "kill all"
 # Some hundred microseconds later: while a commit is under way, so that nobody can tell what became of it.
 KILL_SOON = "kill soon"
 SOON_SECONDS = 0.001
+# The place of the servers; those of the publishers are theirs.
+SEQUENCER = "server-that-holds-the-lock"
 STRIKE_SECONDS = 60
 
 
@@ -38,6 +41,11 @@ def strike(directory: str | Path, place: str) -> None:
     struck.with_suffix(".draft").rename(struck)
     if what == STOP:
         os.kill(os.getpid(), signal.SIGSTOP)
+        # Another thread of the process may be given the signal, and until it gets a processor this one would run on.
+        resumed = Path(directory) / ("resumed-" + place)
+        ends = time.monotonic() + STRIKE_SECONDS
+        while not resumed.exists() and time.monotonic() < ends:
+            pass
     elif what == KILL_SOON:
         seconds = Random(os.getpid()).uniform(0, SOON_SECONDS)
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -53,6 +61,7 @@ class Fault:
     def __init__(self, directory: str | Path, place: str, what: str) -> None:
         self._order = Path(directory) / ("order-" + place)
         self._struck = Path(directory) / ("struck-" + place)
+        self._resumed = Path(directory) / ("resumed-" + place)
         self._what = what
         self.pid = 0
 
@@ -62,6 +71,7 @@ class Fault:
         from tests.servers import _state
 
         self._struck.unlink(missing_ok=True)
+        self._resumed.unlink(missing_ok=True)
         draft = self._order.with_suffix(".draft")
         draft.write_text(self._what)
         draft.rename(self._order)
@@ -74,4 +84,5 @@ class Fault:
 
     def resume(self) -> None:
         """Ends a stop."""
+        self._resumed.touch()
         os.kill(self.pid, signal.SIGCONT)

@@ -1,13 +1,13 @@
 """The configuration that we ship, and a worker that can be told to fail while it holds the log's lock.
 
-HISTORY_DIRECTORY is the run's, HISTORY_NAME this gunicorn's place in it.
+HISTORY_DIRECTORY is the run's.
 """
 
 import functools
 import os
 import runpy
 
-from tests.history.faults import strike
+from tests.history.faults import SEQUENCER, strike
 
 globals().update(runpy.run_path(os.path.join(os.path.dirname(__file__), "..", "..", "gunicorn.conf.py")))
 _shipped_post_worker_init = post_worker_init  # noqa: F821
@@ -18,7 +18,7 @@ def _struck(insert_events):
     def wrapper(self, connection, rows):
         # The lock is taken, and the outbox rows are deleted.
         if rows:
-            strike(os.environ["HISTORY_DIRECTORY"], os.environ["HISTORY_NAME"])
+            strike(os.environ["HISTORY_DIRECTORY"], SEQUENCER)
         insert_events(self, connection, rows)
 
     return wrapper

@@ -4,9 +4,10 @@
 
 NUMBER counts the publishers from 0, LIFE the processes of one publisher: the next one goes on where a killed one was.
 
-Rules. What is drawn for a transaction depends on its number only. An error of the database is not caught: no
-publisher's transaction may fail because events are moved at the same time. What the run does at a given place, such
-as staying open after half of the rows, is a pause of this process; the tests themselves have none.
+Rules. What is drawn for a transaction depends on its number only. An error of the database is not caught, unless the
+run takes the database away: no publisher's transaction may fail because events are moved at the same time. What the run
+does at a given place, such as staying open after half of the rows, is a pause of this process; the tests themselves
+have none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from tests.history import (
@@ -38,6 +40,9 @@ now = time.monotonic
 
 # How long a writer waits for its turn on SQLite; one of them is stopped while it holds the lock.
 SQLITE_WAIT_SECONDS = 60
+AWAY_SECONDS = 0.05
+"""Between two tries of a publisher whose database is away."""
+
 # Places where a publisher may be told to fail, whichever comes first.
 IN_TRANSACTION, AT_COMMIT = "publisher-in-transaction", "publisher-at-commit"
 # Of the rows that are inserted as plain text, how many are not JSON.
@@ -133,6 +138,7 @@ class Writer:
         if workload.sqlite:
             _begin_as_sqlalchemy_says(self._engine)
         self._publish, self._append = self._functions()
+        self._committing = False
 
     def _functions(self) -> tuple[Callable[..., str], Callable[..., str]]:
         if not self._ours:
@@ -142,10 +148,28 @@ class Writer:
         from legacy_poll import LegacyPoll
         from legacy_poll.eventlog import append
 
-        return LegacyPoll(Flask(self._name), engine=self._engine, public=True).publish, append
+        app = Flask(self._name)
+        app.config["LEGACY_POLL_WAKEUP_DIRECTORY"] = self._workload.wakeup_directory
+        return LegacyPoll(app, engine=self._engine, public=True).publish, append
 
     def carry_out(self, plan: Plan, index: int) -> int:
-        """Does transaction number *index*; returns how many events it committed."""
+        """Does transaction number *index*; returns how many events are known to be committed by it."""
+        rows: list[Row] = []
+        try:
+            return self._carry_out(plan, index, rows)
+        except DBAPIError:
+            if not self._workload.outages:
+                raise
+        if not self._committing:
+            # Whatever became of its connection, nobody has asked for these to be committed.
+            rows = [replace(row, undone=True) for row in rows]
+            name = "{}/{}".format(self._name, index)
+            self._journal.write(Transaction(name, self._name, ROLLED_BACK, tuple(rows)))
+        time.sleep(AWAY_SECONDS)
+        return 0
+
+    def _carry_out(self, plan: Plan, index: int, rows: list[Row]) -> int:
+        self._committing = plan.way == SINGLE
         draw = self._workload.random("rows", self._number, index)
         name = "{}/{}".format(self._name, index)
         if plan.way == SINGLE:
@@ -156,7 +180,6 @@ class Writer:
                 where = opened.enter_context(Session(self._engine))
             else:
                 where = opened.enter_context(self._engine.connect())
-            rows: list[Row] = []
             for part in plan.parts:
                 savepoint = where.begin_nested() if part.savepoint else None
                 for _ in range(part.rows):
@@ -175,6 +198,7 @@ class Writer:
                 return 0
             sent = now()
             self._journal.write(Transaction(name, self._name, UNKNOWN, tuple(rows), sent))
+            self._committing = True
             strike(self._workload.directory, AT_COMMIT)
             where.commit()
             self._journal.write(Transaction(name, self._name, COMMITTED, tuple(rows), sent, now()))
@@ -272,9 +296,13 @@ def main(workload: Workload, number: int, life: int) -> None:
     writer = Writer(workload, number, journal)
     rate = workload.events_per_second / (PUBLISHERS - 1)
     started = due = now()
-    while committed < share:
+    while committed < share or not workload.calm.exists():
         if now() - started > workload.limit_seconds:
             raise SystemExit("{} gave up after {} events".format(name_of(number), committed))
+        if workload.outages:
+            due = max(
+                due, now() - 1 / rate
+            )  # what an outage took is not made up for, or the run would soon be over
         plan = make_plan(workload, number, index)
         # In proportion to the rows, with some chance in it, and from when it was due: after a long transaction a
         # publisher is behind, and hurries.

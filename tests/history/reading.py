@@ -22,7 +22,7 @@ import json
 import sys
 import time
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gevent
@@ -62,6 +62,7 @@ class Habits:
         pause_seconds: Longest time between an answer and the next poll.
         reloads: In between it starts afresh from now, as a page does.
         leaves: It goes away in the middle of the run, without a word.
+        steady: Its polls differ by their cursor alone, as a page's do; others are drawn anew each time.
     """
 
     channels: tuple[str, ...]
@@ -71,9 +72,16 @@ class Habits:
     pause_seconds: float = PAUSE_SECONDS
     reloads: bool = False
     leaves: bool = False
+    steady: bool = False
 
 
 def habits_of(workload: Workload, number: int) -> Habits:
+    habits = _drawn_habits(workload, number)
+    # Where polls are parked, some are also approved: of those who always ask for the same.
+    return replace(habits, steady=workload.park and habits.keeps and number % 2 == 0)
+
+
+def _drawn_habits(workload: Workload, number: int) -> Habits:
     draw = workload.random("habits", number)
     duration = workload.events / workload.events_per_second
     keeps = number % 3 != 0
@@ -173,12 +181,14 @@ class Polling:
         while not self._workload.over.exists():
             if now() > self._deadline or (self._habits.leaves and self._got > self._workload.events / 3):
                 return False
-            if draw.random() < 0.3:
+            if draw.random() < (0.03 if self._habits.steady else 0.3):
                 port = draw.choice(self._workload.ports)
             if self._habits.reloads and draw.random() < 0.01:
                 self._start_from_now(draw.choice((FROM_NOW, FROM_CURSOR)))
             timeout_ms = draw.choices((0, 30, 200, 1000, 4000), (3, 20, 30, 30, 17))[0]
             limit = draw.choices((None, 50, 10, 2), (60, 20, 15, 5))[0]
+            if self._habits.steady:
+                timeout_ms, limit = 1000, None
             hang_up = draw.choices((None, 0.0, draw.uniform(0.001, 0.3)), (96, 2, 2))[0]
             if not self._poll(port, timeout_ms, limit, hang_up, loses=draw.random() < 0.02):
                 # The server is down, stopped or full: another one may not be.
@@ -204,12 +214,15 @@ class Polling:
     ) -> bool:
         """One poll; returns whether it was answered, or given up by the reader itself."""
         draw = self._draw
-        query = self._channels() + [("timeout", timeout_ms), ("empty", draw.choice((200, 204)))]
+        steady = self._habits.steady
+        empty = 204 if steady else draw.choice((200, 204))
+        query = [*self._channels(), ("timeout", timeout_ms), ("empty", empty)]
         if limit is not None:
             query.append(("limit", limit))
         if self._cursor is not None:
             query.append(("cursor", self._cursor))
-        draw.shuffle(query)
+        if not steady:
+            draw.shuffle(query)
         path = "/stream?" + urllib.parse.urlencode(query)
         asked, sent = self._cursor, now()
         answer = self._client.get(port, path, timeout_ms / 1000 + PATIENCE_SECONDS, hang_up=hang_up)
@@ -230,6 +243,8 @@ class Polling:
 
     def _channels(self) -> list[tuple[str, Any]]:
         names = list(self._habits.channels)
+        if self._habits.steady:
+            return [("channel", name) for name in names]
         self._draw.shuffle(names)
         if self._draw.random() < 0.5:
             return [("channels", ",".join(names))]

@@ -1,6 +1,11 @@
 """One run from start to verdict: servers, readers, publishers, what is done to them, and the judge.
 
     outcome = run(Workload(LEGACY_POLL, url, directory, events=20_000, open_seconds=2.0), faults=True)
+    outcome = run(Workload(..., outages=True), database=server)
+
+The first stops and kills processes while they hold the log's lock. The second takes the database away, reloads and
+restarts servers, and cuts each kind of hint; in it one server gets hints of every kind, one only notifications, and one
+none at all.
 
 Each server is a gunicorn of its own with one worker, so that the three sequence, serve and fail independently. A fault
 waits for the run to get somewhere, never for a time: who is stopped stays so until the others have gone on without it.
@@ -9,9 +14,13 @@ waits for the run to get somewhere, never for a time: who is stopped stays so un
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import ceil
@@ -19,6 +28,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from sqlalchemy import create_engine, func, select
+from sqlalchemy.exc import DBAPIError
 
 from legacy_poll.cursors import Cursor
 from legacy_poll.schema import upgrade
@@ -26,7 +36,7 @@ from legacy_poll.tables import event, log, outbox, set_aside
 from tests.gunicorn import ROOT, Gunicorn
 from tests.history import COMMITTED, UNKNOWN, History, home_made, reading
 from tests.history.checker import Report, judge
-from tests.history.faults import KILL, KILL_ALL, KILL_SOON, STOP, Fault
+from tests.history.faults import KILL, KILL_ALL, KILL_SOON, SEQUENCER, STOP, Fault
 from tests.history.publishing import AT_COMMIT, IN_TRANSACTION, UNFIT, name_of
 from tests.history.workload import LEGACY_POLL, PUBLISHERS, READERS, Workload
 from tests.waiting import until
@@ -42,6 +52,14 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"MAX_EVENTS": 40, "TAIL_EVENTS": 200, "MAX_RESPONSE_BYTES": 20_000},
     {"MOVE_ROWS": 7, "TAIL_BYTES": 60_000},
 )
+# In a run with outages: which hints a server gets, and that the last one's worker ends again and again by itself.
+HINTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"WAKEUP_DIRECTORY": "off"},
+    {"WAKEUP_DIRECTORY": "off", "NOTIFY": 0},
+)
+MAX_REQUESTS = ["--max-requests", "400", "--max-requests-jitter", "100"]
+LISTENERS = "FROM pg_stat_activity WHERE query = 'LISTEN legacy_poll' AND datname = current_database()"
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,8 @@ class Outcome:
         seconds: From the first INSERT to the last commit.
         faults: What was done to whom.
         server_log: What the servers wrote.
+        approved: Polls that the parked lane held or answered without the application, of the workers that lived to the
+            end.
     """
 
     report: Report
@@ -65,6 +85,7 @@ class Outcome:
     seconds: float
     faults: tuple[str, ...]
     server_log: str
+    approved: int
 
     def open_ms(self, share: float) -> float:
         """The time, milliseconds, for which at least *share* of the transactions were open at most."""
@@ -83,18 +104,23 @@ class Outcome:
         return "\n".join([str(self.report), *told, opened, *self.faults])
 
 
-def run(workload: Workload, *, faults: bool = False) -> Outcome:
+def run(workload: Workload, *, faults: bool = False, database: Any = None) -> Outcome:
     """Does *workload* and judges it.
 
     Args:
         workload: Without ports; its database is empty.
         faults: Whether processes are stopped and killed.
+        database: In a workload with outages: the server to take away; None for SQLite, which has none.
 
     Raises:
         AssertionError: The run itself failed: a process ended with an error, or did not come to its end.
     """
-    engine = create_engine(workload.url, future=True)
+    engine = create_engine(workload.url, future=True, pool_pre_ping=True)
     with contextlib.ExitStack() as started:
+        if workload.outages:
+            # Short: the path of a socket may have 107 bytes.
+            hints = started.enter_context(tempfile.TemporaryDirectory(prefix="legacy_poll-", dir="/tmp"))
+            workload = replace(workload, wakeup_directory=hints)
         started.callback(engine.dispose)
         upgrade(engine) if workload.log == LEGACY_POLL else home_made.metadata.create_all(engine)
         servers = [_server(workload, number) for number in range(len(SETTINGS))]
@@ -105,27 +131,44 @@ def run(workload: Workload, *, faults: bool = False) -> Outcome:
         for server in servers:
             server.wait_until_ready()
         workload = replace(workload, ports=tuple(server.port for server in servers))
-        return _Run(workload, engine, servers, started).to_the_end(faults)
+        return _Run(workload, engine, servers, started, database).to_the_end(faults)
+
+
+def _approved(server: Gunicorn) -> int:
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
+        text = answer.read().decode("ascii")
+    return int(re.findall(r"^legacy_poll_approved_total{[^}]*} (\d+)$", text, re.M)[0])
 
 
 def _server(workload: Workload, number: int) -> Gunicorn:
     environ = {
         "HISTORY_DIRECTORY": workload.directory,
-        "HISTORY_NAME": "server-{}".format(number),
         "PYTHONPATH": str(ROOT),
     }
     if workload.log != LEGACY_POLL:
         environ["HOME_MADE_DATABASE_URL"] = workload.url
         return Gunicorn(workers=1, app="tests.history.home_made:create_app()", environ=environ)
     settings = {"PUBLIC": 1, "DATABASE_URL": workload.url, **SETTINGS[number]}
-    return Gunicorn(settings, workers=1, environ=environ, options=["-c", CONFIGURATION])
+    if not workload.park:
+        settings["PARK"] = 0
+    options = ["-c", CONFIGURATION]
+    if workload.outages:
+        settings.update({"WAKEUP_DIRECTORY": workload.wakeup_directory, **HINTS[number]})
+        options += MAX_REQUESTS if number == len(SETTINGS) - 1 else []
+    return Gunicorn(settings, workers=1, environ=environ, options=options)
 
 
 class _Run:
     def __init__(
-        self, workload: Workload, engine: Any, servers: list[Gunicorn], started: contextlib.ExitStack
+        self,
+        workload: Workload,
+        engine: Any,
+        servers: list[Gunicorn],
+        started: contextlib.ExitStack,
+        database: Any,
     ) -> None:
         self._workload = workload
+        self._database = database
         self._engine = engine
         self._servers = servers
         self._started = started
@@ -142,8 +185,13 @@ class _Run:
         self._publishers = [self._publisher(number, 0) for number in range(PUBLISHERS)]
         if faults:
             self._do_harm()
+        if self._workload.outages:
+            self._take_away()
+        self._workload.calm.touch()
         for number, publisher in enumerate(self._publishers):
             self._until(lambda publisher=publisher: _ended(publisher), name_of(number) + " to end")
+        for server in self._servers:
+            server.wait_until_ready()
         if self._workload.log == LEGACY_POLL:
             self._until(lambda: not self._count(outbox), "the outbox is empty", DRAIN_SECONDS)
         self._workload.over.touch()
@@ -192,21 +240,92 @@ class _Run:
     def _do_harm(self) -> None:
         """One fault after the other, at equal distances."""
         acts: list[Callable[[], str]] = [
-            lambda: self._stop("server-0", "while it held the log's lock"),
-            lambda: self._kill_worker(1),
+            lambda: self._stop(SEQUENCER),
+            self._kill_worker,
             lambda: self._kill_publisher(IN_TRANSACTION, KILL),
-            lambda: self._stop(IN_TRANSACTION, ""),
-            lambda: self._kill_gunicorn(2),
+            lambda: self._stop(IN_TRANSACTION),
+            self._kill_gunicorn,
             lambda: self._kill_publisher(AT_COMMIT, KILL_SOON),
-            lambda: self._stop("server-1", "while it held the log's lock"),
+            lambda: self._stop(SEQUENCER),
             lambda: self._kill_publisher(AT_COMMIT, KILL_SOON),
         ]
+        self._one_after_the_other(acts)
+
+    def _take_away(self) -> None:
+        """The database, the servers, the hints."""
+        acts: list[Callable[[], str]] = [
+            lambda: self._reload(0),
+            self._cut_datagrams,
+            lambda: self._restart(1),
+            lambda: self._reload(0, 1, 2),
+        ]
+        if self._database is not None:
+            acts.insert(1, lambda: self._away(self._database.stop, "stopped"))
+            acts.insert(3, self._hang)
+            acts.insert(5, lambda: self._away(self._database.kill, "killed"))
+        if self._workload.url.startswith("postgresql"):
+            # Before an outage: after one they listen again when their backoff says so.
+            acts.insert(0, self._cut_notifications)
+        self._one_after_the_other(acts)
+
+    def _one_after_the_other(self, acts: list[Callable[[], str]]) -> None:
         step = self._workload.events // (len(acts) + 3)
         for number, act in enumerate(acts):
             self._wait_for_head(step * (number + 1))
             self._faults.append(act())
 
-    def _stop(self, place: str, where: str) -> str:
+    def _reload(self, *numbers: int) -> str:
+        before = {number: self._servers[number].workers for number in numbers}
+        for number in numbers:
+            self._servers[number].signal(signal.SIGHUP)
+        for number, old in before.items():
+            server = self._servers[number]
+            self._until(lambda s=server, o=old: not set(o) & set(s.workers), "the old workers are gone")
+            server.wait_until_ready()
+        return "reloaded: " + ", ".join("server-{}".format(number) for number in numbers)
+
+    def _restart(self, number: int) -> str:
+        server = self._servers[number]
+        server.signal(signal.SIGTERM)
+        self._until(lambda: not server.running, "gunicorn ends")
+        self._wait_for_head(self._head() + self._workload.events // 200)
+        server.start()
+        return "server-{} was ended, and started again".format(number)
+
+    def _away(self, go: Callable[[], None], how: str) -> str:
+        answers = _LineCount(self._workload.path.glob("readers-*.jsonl"))
+        go()
+        self._until(lambda: answers() >= 60, "answers without a database")
+        self._database.start()
+        for server in self._servers:
+            server.wait_until_ready()
+        return "the database was {}, and started again".format(how)
+
+    def _hang(self) -> str:
+        answers = _LineCount(self._workload.path.glob("readers-*.jsonl"))
+        with self._database.paused():
+            self._until(lambda: answers() >= 60, "answers beside a database that hangs")
+        return "the database hung for a while"
+
+    def _cut_datagrams(self) -> str:
+        sockets = list(Path(self._workload.wakeup_directory).glob("*/*"))
+        assert sockets, "nobody listens for datagrams"
+        for path in sockets:
+            path.unlink()
+        return "{} sockets for datagrams were removed".format(len(sockets))
+
+    def _cut_notifications(self) -> str:
+        def of_listeners(what: str) -> list[Any]:
+            # A transaction of its own each time: within one, PostgreSQL answers from what it saw first.
+            with self._engine.connect() as connection:
+                return connection.exec_driver_sql("SELECT {} {}".format(what, LISTENERS)).all()
+
+        self._until(lambda: len(of_listeners("pid")) == 2, "two servers listen")
+        ended = of_listeners("pg_terminate_backend(pid)")
+        assert len(ended) == 2, ended
+        return "{} listeners for notifications were cut off".format(len(ended))
+
+    def _stop(self, place: str) -> str:
         fault = Fault(self._workload.path, place, STOP)
         fault.strike()
         try:
@@ -219,15 +338,21 @@ class _Run:
                 self._wait_for_head(self._head() + self._workload.events // 40)
         finally:
             fault.resume()
-        return "{} was stopped {}".format(place, where).strip() + ", until others had gone on"
+        return "a process was stopped, {}, until others had gone on".format(place)
 
-    def _kill_worker(self, number: int) -> str:
-        Fault(self._workload.path, "server-{}".format(number), KILL).strike()
+    def _kill_worker(self) -> str:
+        number = self._strike_server(KILL)
         self._servers[number].wait_until_ready()
         return "the worker of server-{} was killed while it held the log's lock".format(number)
 
-    def _kill_gunicorn(self, number: int) -> str:
-        Fault(self._workload.path, "server-{}".format(number), KILL_ALL).strike()
+    def _strike_server(self, how: str) -> int:
+        # Whichever is the next to hold the lock: servers that look at the same pace may leave it to the same one for
+        # long, since who moved last looks again a moment before those whom it told.
+        owners = {pid: number for number, server in enumerate(self._servers) for pid in server.workers}
+        return owners[Fault(self._workload.path, SEQUENCER, how).strike()]
+
+    def _kill_gunicorn(self) -> str:
+        number = self._strike_server(KILL_ALL)
         server = self._servers[number]
         self._until(lambda: not server.running, "gunicorn is gone")
         self._wait_for_head(self._head() + self._workload.events // 200)
@@ -244,8 +369,13 @@ class _Run:
     # What there is to see
 
     def _head(self) -> int:
-        with self._engine.connect() as connection:
-            return connection.execute(select(log.c.head)).scalar()
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(select(log.c.head)).scalar()
+        except DBAPIError:
+            if not self._workload.outages:
+                raise
+            return -1
 
     def _wait_for_head(self, head: int) -> None:
         self._until(lambda: self._head() >= head, "the log gets to position {}".format(head))
@@ -276,6 +406,7 @@ class _Run:
             - min(each.rows[0].insert_sent for each in committed),
             tuple(self._faults),
             "".join(server.log for server in self._servers),
+            sum(map(_approved, self._servers)) if ours else 0,
         )
 
     def _audit(self, history: History, report: Report) -> None:

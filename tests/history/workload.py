@@ -52,6 +52,9 @@ class Workload:
         events_per_second: Aimed at by all publishers together.
         limit_seconds: After this, every process of the run gives up.
         seed: Of all chance.
+        outages: Whether the database goes away in between: publishers then come back, as applications do.
+        park: Whether polls wait in the parked lane.
+        wakeup_directory: For hints between the processes of the run; off: none.
     """
 
     log: str
@@ -63,6 +66,9 @@ class Workload:
     events_per_second: float = 500.0
     limit_seconds: float = 600.0
     seed: int = 1
+    outages: bool = False
+    park: bool = False
+    wakeup_directory: str = "off"
 
     @property
     def sqlite(self) -> bool:
@@ -82,6 +88,11 @@ class Workload:
         """Exists once everything is published and, as far as the database can tell, in the log."""
         return self.path / "over"
 
+    @property
+    def calm(self) -> Path:
+        """Exists once all that is done to the run is over: until then its publishers go on."""
+        return self.path / "calm"
+
     def random(self, *name: object) -> Random:
         return Random(":".join(map(str, (self.seed,) + name)))
 
@@ -93,6 +104,20 @@ class Workload:
         slow = max(10, self.events // 100)
         rest = self.events - slow
         return slow if publisher == 0 else -(-rest // (PUBLISHERS - 1))
+
+    @classmethod
+    def with_outages(cls, url: str, directory: str) -> Workload:
+        """A slower run, in which there is time for each thing to go away and come back."""
+        return cls(
+            LEGACY_POLL,
+            url,
+            directory,
+            events=5_000,
+            open_seconds=0.5,
+            events_per_second=150.0,
+            limit_seconds=150.0,
+            outages=True,
+        )
 
     def to_text(self) -> str:
         return json.dumps(vars(self))

@@ -6,9 +6,10 @@ import logging
 import threading
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import create_engine, text
+from werkzeug.datastructures import ImmutableMultiDict
 
 from legacy_poll import ConfigError, InvalidEvent, LegacyPoll
 from legacy_poll.schema import upgrade
@@ -220,6 +221,20 @@ def test_a_poll_that_names_no_channel_is_on_those_of_the_application(make_site, 
     assert site.get("/stream", {"channel": "b"}).data == ["b"]
 
 
+def test_an_application_may_put_other_arguments_in_the_place_of_the_querys(make_site, app):
+    @app.before_request
+    def give_the_tenants_channel():
+        if "X-Tenant" in request.headers:
+            request.args = ImmutableMultiDict({**request.args, "channel": request.headers["X-Tenant"]})
+
+    site = make_site(app=app)
+    for channel in ("default", "one", "two"):
+        site.publish(channel, channel)
+    for tenant in ("one", "two", None, "one", None):
+        headers = {} if tenant is None else {"X-Tenant": tenant}
+        assert site.get("/stream", "timeout=0", headers=headers).data == [tenant or "default"]
+
+
 def test_the_applications_channels_are_authorised_like_any(make_site):
     site = make_site(options={"channels": ["a", "b"], "authorize": lambda channels: ["a"]})
     assert site.get("/stream").message == "not allowed to read: b"
@@ -263,6 +278,19 @@ def test_two_logs_in_one_application(make_site, app, tmp_path):
     assert [reply.data for reply in replies] == [["first"], ["second"]]
     reply = second.get("/stream", dict(ORDERS, cursor=replies[0].cursor))
     assert (reply.status, reply.code) == (410, "cursor_unknown")
+
+
+def test_two_logs_in_one_application_have_a_description_each(make_site, app, tmp_path):
+    make_site(app=app, prefix="/poll")
+    others = "sqlite:///{}".format(tmp_path / "second.db")
+    make_site(app=app, prefix="/second", options={"url": others, "name": "second"})
+    client = app.test_client()
+    answers = [client.get(prefix + "/openapi.yaml", buffered=True) for prefix in ("/poll", "/second")]
+    assert answers[0].data == answers[1].data != b""
+    for answer in answers:
+        assert answer.headers["Content-Type"] == "application/yaml"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert b"  - url: .\n" in answer.data
 
 
 def test_one_legacy_poll_in_two_applications(url):
@@ -359,3 +387,9 @@ def test_the_log_says_nothing_when_nothing_is_wrong(site, caplog):
     assert site.collect(1, ORDERS) == [1]
     Held(lambda: site.get("/stream", {"timeout": 1})).reply()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("where", [None, "orders", object()])
+def test_publishing_on_what_has_no_transaction_says_what_is_needed(site, where):
+    with pytest.raises(TypeError, match="such as db.session, or a Connection, not "):
+        site.poll.publish(where, "orders", 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 from flask import Flask, abort, g, redirect, request, session
 
@@ -221,6 +224,39 @@ def test_a_token_narrower_than_the_question_is_403_and_names_what_is_missing(ser
     reply = server.get(path, {"channels": "orders,user:8,user:7", "token": token("orders")})
     assert (reply.status, reply.code) == (403, "forbidden")
     assert reply.message == "not allowed to read: user:7, user:8"
+
+
+def changed(text, **says):
+    """The token *text* with other claims below the same signature."""
+    payload, signature = text.rsplit(".", 1)
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert set(says) <= set(claims)
+    claims.update(says)
+    raw = json.dumps(claims, separators=(",", ":")).encode("utf-8")
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii") + "." + signature
+
+
+@pytest.mark.parametrize("path", ["/stream", "/cursor"])
+@pytest.mark.parametrize(
+    "says",
+    [{"c": ["orders", "staff"]}, {"c": ["orders"]}, {"e": 9_999_999_999}, {"i": 9_999_999_999}, {"s": "u8"}],
+)
+def test_a_token_whose_words_were_changed_is_401(server, path, says):
+    text = Tokens(KEY).make(["news"], expires_seconds=3600, subject="u7")
+    assert server.get(path, {"channel": "news", "token": text, "timeout": 0}).status in (200, 204)
+    for name in ("news", "orders"):
+        reply = server.get(path, {"channel": name, "token": changed(text, **says), "timeout": 0})
+        assert (reply.status, reply.code) == (401, "unauthorized")
+
+
+def test_a_token_of_another_salt_is_401(server):
+    """What the same key signed for another purpose, such as a session."""
+    from itsdangerous import URLSafeSerializer
+
+    says = {"c": ["orders"], "e": 9_999_999_999, "i": 0}
+    for salt in ("cookie-session", "itsdangerous"):
+        text = URLSafeSerializer(KEY, salt=salt).dumps(says)
+        assert server.get("/stream", {"channel": "orders", "token": text, "timeout": 0}).status == 401
 
 
 def test_a_token_wider_than_the_question_serves_the_question(server):

@@ -68,6 +68,8 @@ GOOD = {
     "a channel of 200": "timeout=0&channel=" + "x" * 200,
     "all the characters": "timeout=0&channel=AZaz09_.:/@~%2B=-",
     "both spellings": "timeout=0&channel=a&channels=b,c&channel=a&channels=b",
+    "a channel 10,000 times": "timeout=0&" + "&".join(["channel=orders"] * 10_000),
+    "a channel 10,000 times with commas": "timeout=0&channels=" + ",".join(["orders"] * 10_000),
     "a hundred channels": "timeout=0&channels=" + ",".join("c%d" % number for number in range(100)),
 }
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from flask import request
 
+from tests.waiting import until
+
 ORDERS = {"channel": "orders"}
+
+
+def counted(site, limit):
+    """How many the metrics say were refused by *limit*."""
+    (line,) = [
+        line
+        for line in site.get("/metrics").body.decode("utf-8").splitlines()
+        if line.startswith("legacy_poll_refused_total{") and 'limit="{}"'.format(limit) in line
+    ]
+    return int(line.rpartition(" ")[2])
 
 
 def refused(reply, status, code):
@@ -19,6 +33,7 @@ def test_one_client_has_its_share(make_site):
     site = make_site(max_held_per_client=2)
     polls = [site.hold(ORDERS, address="10.0.0.1") for _ in range(2)]
     refused(site.get("/stream", ORDERS, address="10.0.0.1"), 429, "too_many_polls")
+    assert counted(site, "max_held_per_client") == 1
     polls.append(site.hold(ORDERS, address="10.0.0.2"))
     site.publish(1)
     assert [poll.reply().data for poll in polls] == [[1]] * 3
@@ -29,6 +44,7 @@ def test_the_worker_has_so_many_places(make_site):
     site = make_site(max_held=2)
     polls = [site.hold(ORDERS, address="10.0.0.%d" % number) for number in range(2)]
     refused(site.get("/stream", ORDERS, address="10.0.0.9"), 503, "server_full")
+    assert [counted(site, limit) for limit in ("max_held", "max_held_per_client")] == [1, 0]
     site.publish(1)
     for poll in polls:
         assert poll.reply().data == [1]
@@ -126,8 +142,43 @@ def test_one_group_may_have_a_limit(make_site):
     site.settle()
     poll = site.hold(ORDERS)
     refused(site.get("/stream", ORDERS), 503, "server_full")
+    assert counted(site, "max_group") == 1
     site.publish(1)
     poll.reply()
+
+
+def test_a_poll_may_name_so_many_channels(make_site):
+    site = make_site(max_channels=2)
+    assert site.get("/stream", "channels=a,b&timeout=0").status == 204
+    reply = site.get("/stream", "channels=a,b,c&timeout=0")
+    assert (reply.status, reply.code) == (400, "bad_parameter")
+    assert "'3 channels': at most 2 in one poll" in reply.message
+    assert counted(site, "max_channels") == 1
+
+
+def test_reads_of_old_events_wait_for_their_turn_up_to_a_number(make_site, monkeypatch):
+    site = make_site(max_catchups=1, catchup_reads=1, tail_events=1)
+    for number in range(3):
+        site.publish(number)
+    site.settle()
+    under_way, go_on = threading.Event(), threading.Event()
+    read_after = site.runtime.log.read_after
+
+    def slow(*arguments, **options):
+        under_way.set()
+        assert go_on.wait(10)
+        return read_after(*arguments, **options)
+
+    monkeypatch.setattr(site.runtime.log, "read_after", slow)
+    reads = [site.ask("/stream", dict(ORDERS, limit=1))]
+    assert under_way.wait(10)
+    flights = site.runtime.catchup._flights
+    reads.append(site.ask("/stream", dict(ORDERS, limit=2)))
+    until(lambda: len(flights._boarding) == 1)
+    refused(site.get("/stream", dict(ORDERS, limit=3)), 503, "server_full")
+    assert counted(site, "max_catchups") == 1
+    go_on.set()
+    assert [read.reply().data for read in reads] == [[0], [0, 1]]
 
 
 # A worker that is about to end.

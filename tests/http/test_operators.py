@@ -33,6 +33,21 @@ def test_what_a_proxy_on_this_host_forwards_comes_from_elsewhere(site, path, nam
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["Forwarded", "X-Real-IP", "Via"])
+def test_behind_our_own_proxies_too_another_header_vouches_for_nobody(make_site, path, name):
+    site = make_site(trusted_proxies=1)
+    assert site.get(path, headers={name: "127.0.0.1"}).status == 403
+    assert site.get(path).status == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("text", ["203.0.113.7", "127.0.0.1", ", 10.0.0.1", "unknown, 10.0.0.1"])
+def test_who_came_around_one_of_our_own_proxies_may_not_look(make_site, path, text):
+    """The request comes from loopback, where the last proxy is, and the client's own address is in no place of ours."""
+    assert make_site(trusted_proxies=2).get(path, headers={"X-Forwarded-For": text}).status == 403
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_an_address_that_our_own_proxies_vouch_for_counts(make_site, path):
     site = make_site(trusted_proxies=1)
     assert site.get(path, headers={"X-Forwarded-For": "127.0.0.1, 10.0.0.1"}).status == 403
@@ -88,3 +103,16 @@ def test_metrics_count_the_answers(site):
 
 def _labels(line):
     return set(line.partition("{")[2].partition("}")[0].split(",")) - {""}
+
+
+def test_what_clients_say_about_cut_polls_is_kept_and_told_once(make_site, caplog):
+    site = make_site()
+    for cut in ["0", "999", "5100", "4900", "30000", "1000", "99999999", "-1", "5e3", "", "a", "\u0665"]:
+        assert site.get("/stream", {"channel": "orders", "timeout": 0, "cut": cut}).status == 204
+    assert site.get("/status").json["cut_after_seconds"] == {"1": 1, "5": 2, "30": 1}
+    (line,) = [
+        each for each in site.get("/metrics").body.decode().splitlines() if "intermediary_cuts_total{" in each
+    ]
+    assert line.endswith(" 4")
+    (told,) = [record.getMessage() for record in caplog.records if "cuts polls after" in record.getMessage()]
+    assert "about 5 s" in told and "legacy-poll doctor" in told

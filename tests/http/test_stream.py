@@ -283,6 +283,57 @@ def test_a_cursor_whose_events_were_trimmed_is_expired(make_site):
     gone(site, site.get("/stream", {"channel": "orders", "cursor": cursor}), "cursor_expired")
 
 
+@pytest.mark.parametrize("memory", [True, False], ids=["from memory", "from the log"])
+@pytest.mark.parametrize("limit", [1, 500])
+def test_a_cursor_too_far_behind_is_told(make_site, memory, limit):
+    site = make_site(max_backlog_events=3, tail_events=10_000 if memory else 1)
+    cursors = [site.get("/cursor").cursor]
+    for number in range(4):
+        site.publish(number)
+        site.publish(number, channel="others")
+        cursors.append(site.get("/cursor").cursor)
+    site.settle()
+    query = {"channel": "orders", "limit": limit}
+    assert site.get("/stream", dict(query, cursor=cursors[1])).data == [1, 2, 3][:limit]
+    assert site.get("/stream", dict(query, cursor=cursors[0], channel="quiet", timeout=0)).status == 204
+    gone(site, site.get("/stream", dict(query, cursor=cursors[0])), "backlog_too_large")
+    assert bool(site.runtime.catchup.reads) != memory
+    assert site.runtime.hub.held == 0
+
+
+def test_without_a_cursor_everything_counts(make_site):
+    site = make_site(max_backlog_events=2)
+    for number in range(2):
+        site.publish(number)
+    assert site.get("/stream", {"channel": "orders"}).data == [0, 1]
+    site.publish(2)
+    gone(site, site.get("/stream", {"channel": "orders"}), "backlog_too_large")
+
+
+def test_by_setting_a_start_with_the_present_is_never_behind(make_site):
+    site = make_site(max_backlog_events=1, start="now")
+    for number in range(3):
+        site.publish(number)
+    assert site.get("/stream", {"channel": "orders"}).status == 204
+
+
+def test_who_is_held_gets_what_comes_however_much_it_is(make_site):
+    site = make_site(max_backlog_events=2)
+    poll = site.hold({"channel": "orders"})
+    with site.engine.begin() as connection:
+        for number in range(5):
+            site.poll.publish(connection, "orders", number)
+    assert poll.reply().data == [0, 1, 2, 3, 4]
+
+
+def test_behind_a_heartbeat_a_cursor_too_far_behind_is_told_in_the_body(make_site):
+    site = make_site(max_backlog_events=2)
+    for number in range(3):
+        site.publish(number)
+    reply = site.get("/stream", {"channel": "orders", "heartbeat": 1000})
+    assert (reply.status, reply.code) == (410, "backlog_too_large")
+
+
 def test_a_cursor_of_another_log_is_unknown(site):
     cursor = site.get("/cursor").json["cursor"]
     schema.new_log(site.engine)

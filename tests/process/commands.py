@@ -9,8 +9,11 @@ import sys
 from tests.gunicorn import ROOT
 
 
-def legacy_poll(*arguments, cwd=None, **settings):
+def legacy_poll(*arguments, cwd=None, given=None, **settings):
     """Runs `python -m legacy_poll`; *settings* are LEGACY_POLL_* variables without the prefix.
+
+    Args:
+        given: Text on standard input, which is empty without; "\\udcff" is the byte 255.
 
     Returns:
         subprocess.CompletedProcess: with returncode, and stdout and stderr as text.
@@ -22,8 +25,9 @@ def legacy_poll(*arguments, cwd=None, **settings):
         [sys.executable, "-m", "legacy_poll"] + list(arguments),
         cwd=None if cwd is None else str(cwd),
         env=environ,
-        stdin=subprocess.DEVNULL,
+        input=given or "",
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         timeout=60,
     )

@@ -20,6 +20,13 @@ from tests.waiting import until
 SERVERS = ["postgresql", "postgresql+psycopg2", "mariadb"]
 DATABASES = ["sqlite"] + SERVERS
 
+# A database and a lane: the parked one over SQLite, since no lane knows what is behind the hub.
+PLACES = [(kind, "standard") for kind in DATABASES] + [("sqlite", "parked")]
+each_place = pytest.mark.parametrize("database_url, lane", PLACES, indirect=["database_url"])
+each_lane = pytest.mark.parametrize("lane", ["standard", "parked"])
+# Where no lane is asked for, they have what users have.
+LANES = {"standard": {"PARK": 0}, "parked": {"PARK": 1}, "default": {"PARK": None}}
+
 # Held for longer than any bound of these tests: nobody's time is up by chance on a machine that is busy.
 SETTINGS = {"PUBLIC": 1, "PUBLISH_TOKEN": "publish-token", "HOLD_SECONDS": 600}
 # Neither datagrams between the workers nor NOTIFY: what is left is the interval poll.
@@ -78,14 +85,22 @@ def terminal(database_url, database_server):
 
 
 @pytest.fixture
-def start_gunicorn(request):
+def lane():
+    """Where polls wait, for `each_place` and `each_lane`."""
+    return "standard"
+
+
+@pytest.fixture
+def start_gunicorn(request, lane):
     """Makes gunicorns that end with the test, and before its database."""
     if "database_url" in request.fixturenames:
         request.getfixturevalue("database_url")
     made = []
 
     def make(settings=(), **options):
-        made.append(Gunicorn(dict(SETTINGS, **dict(settings)), **options))
+        settings = {**SETTINGS, **LANES[lane], **dict(settings)}
+        given = {name: value for name, value in settings.items() if value is not None}
+        made.append(Gunicorn(given, **options))
         return made[-1]
 
     yield make
@@ -111,19 +126,38 @@ def serve(start_gunicorn, database_url):
         check_log(gunicorn)
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+@pytest.fixture
+def shop(start_gunicorn, database_url):
+    """Starts the application of parking.py in one worker."""
+
+    def start(lane="parked", *, hide=False, options=(), **settings):
+        gunicorn = start_gunicorn(
+            dict(settings, DATABASE_URL=database_url, **LANES[lane]),
+            workers=1,
+            app="tests.process.parking:app",
+            environ={"HIDE": "1"} if hide else {},
+            options=["--access-logfile", "-", *options],
+        )
+        gunicorn.start()
+        return gunicorn
+
+    return start
+
+
+@pytest.fixture(scope="module", params=DATABASES + ["sqlite-parked"])
 def house(request, tmp_path_factory):
     """A gunicorn with three workers and its database's `terminal`, shared by the tests of a module."""
-    kind, _, driver = request.param.partition("+")
+    database, _, lane = request.param.partition("-")
+    kind, _, driver = database.partition("+")
     server = None
     if kind == "sqlite":
         url = "sqlite:///{}".format(tmp_path_factory.mktemp("house") / "house.db")
     else:
         server = request.getfixturevalue("_postgres" if kind == "postgresql" else "_mariadb")
         server.resume()
-        url = server.create_database(driver=request.param if driver else None)
+        url = server.create_database(driver=database if driver else None)
         upgrade(url)
-    gunicorn = Gunicorn(dict(SETTINGS, **NO_HINTS, DATABASE_URL=url))
+    gunicorn = Gunicorn(dict(SETTINGS, **NO_HINTS, **LANES[lane or "standard"], DATABASE_URL=url))
     gunicorn.terminal = Terminal(url, server)
     try:
         yield gunicorn.start()

@@ -61,7 +61,7 @@ class Request:
     def __init__(self, gunicorn, path, *, method="GET", body=None, headers=(), connection=None):
         self.connection = connection or connect(gunicorn)
         headers = dict(headers)
-        if connection is None:
+        if connection is None and not getattr(gunicorn, "parks", False):
             headers["Connection"] = "close"
         self.connection.request(method, path, body=body, headers=headers)
 
@@ -116,11 +116,11 @@ def head(gunicorn, prefix=""):
     return answer.json["cursor"]
 
 
-def publish(gunicorn, events, token="publish-token", **options):
+def publish(gunicorn, events, token="publish-token", path="/publish", **options):
     """The answer to POST /publish."""
     headers = {"Content-Type": "application/json", "Authorization": "Bearer " + token}
     body = json.dumps(events)
-    return Request(gunicorn, "/publish", method="POST", body=body, headers=headers, **options).answer()
+    return Request(gunicorn, path, method="POST", body=body, headers=headers, **options).answer()
 
 
 class Client:

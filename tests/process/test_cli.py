@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
+from sqlalchemy import create_engine, text
 
+from tests.gunicorn import ROOT
 from tests.process.commands import legacy_poll
 from tests.process.conftest import DATABASES, everyone, hold_everywhere
 from tests.process.polls import Client, get, head, position, stream
 from tests.servers import free_port
+from tests.waiting import until
 
 KEY = "a key of some length"
 NOWHERE = "postgresql+psycopg2://nobody@127.0.0.1:{}/nothing"
@@ -22,6 +28,12 @@ def fails(done, code):
     assert done.stdout == "" and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done.stderr
+
+
+def test_a_name_is_for_an_application():
+    done = legacy_poll("--name", "chat", "status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--name is for `flask legacy-poll`" in done.stderr
 
 
 def test_help_names_every_command_and_needs_no_database(tmp_path):
@@ -43,6 +55,17 @@ def test_help_names_every_command_and_needs_no_database(tmp_path):
         ["token"],
         ["token", "--channel", "orders", "--expires", "0"],
         ["token", "--channel", "orders", "--expires", "soon"],
+        ["publish", "orders", "1", "2"],
+        ["publish", "--typ", "x"],
+        ["tail", "--count", "0"],
+        ["tail", "--count", "many"],
+        ["tail", "one", "two"],
+        ["new-log", "--yes", "now"],
+        ["trim", "all"],
+        ["status", "--json", "x"],
+        ["set-aside", "shred"],
+        ["set-aside", "drop", "--yes", "9" * 23],
+        ["set-aside", "retry", "0"],
     ],
     ids=" ".join,
 )
@@ -53,7 +76,19 @@ def test_wrong_arguments_end_with_2_and_touch_nothing(tmp_path, arguments):
     assert os.listdir(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize("command", [["upgrade"], ["new-log", "--yes"]], ids=" ".join)
+COMMANDS = [
+    ["upgrade"],
+    ["new-log", "--yes"],
+    ["status"],
+    ["status", "--json"],
+    ["trim"],
+    ["publish", "orders", "1"],
+    ["tail", "--since", "1h", "--count", "1"],
+    ["set-aside", "list"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_database_ends_with_1_and_one_clear_line(command):
     port = free_port()
     line = fails(legacy_poll(*command, DATABASE_URL=NOWHERE.format(port)), 1)
@@ -70,6 +105,147 @@ def test_what_cannot_be_done_ends_with_1_and_one_line_that_says_what_to_do(tmp_p
     assert "LEGACY_POLL_PUBLICK" in fails(legacy_poll("upgrade", PUBLICK=1, DATABASE_URL=empty), 1)
     # Nobody is there to be asked.
     assert legacy_poll("new-log", DATABASE_URL=empty).returncode == 1
+
+
+@pytest.fixture
+def written(tmp_path):
+    """An SQLite file with our tables."""
+    url = "sqlite:///{}".format(tmp_path / "written.db")
+    assert legacy_poll("upgrade", DATABASE_URL=url).returncode == 0
+    return url
+
+
+def published(url):
+    """The data of all events, in order."""
+    done = legacy_poll("tail", "--since", "1h", "--count", "2", "--json", DATABASE_URL=url)
+    return [json.loads(line)["data"] for line in done.stdout.splitlines()]
+
+
+NOT_UTF8 = '"\udcff"'
+DEEP = "[" * 5000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:surrogateescape", "latin-1"])
+def test_lines_are_utf_8_whatever_the_terminal_speaks(written, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    runs(legacy_poll("publish", "--lines", given='"\u00fc"\n\r\n1\n', DATABASE_URL=written))
+    assert published(written) == ["\u00fc", 1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:surrogateescape"])
+@pytest.mark.parametrize("line, rule", [(NOT_UTF8, "UTF-8"), (DEEP, "200 levels")])
+def test_a_line_that_is_none_of_ours_is_named_and_nothing_is_published(
+    written, monkeypatch, encoding, line, rule
+):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    said = fails(legacy_poll("publish", "--lines", given="1\n" + line + "\n", DATABASE_URL=written), 1)
+    assert "line 2 is" in said and rule in said and "0 events before it were published" in said
+    assert legacy_poll("status", "--json", DATABASE_URL=written).stdout.count('"head": 0') == 1
+
+
+@pytest.mark.parametrize("data, rule", [(NOT_UTF8, "UTF-8"), (DEEP, "200 levels")])
+def test_data_that_is_none_of_ours_is_refused_in_one_line(written, data, rule):
+    assert rule in fails(legacy_poll("publish", "orders", data, DATABASE_URL=written), 1)
+
+
+def test_a_subject_that_is_no_text_is_refused_in_one_line():
+    done = legacy_poll("token", "--channel", "orders", "--subject", "\udcff", SECRET_KEY=KEY)
+    assert "UTF-8" in fails(done, 1)
+
+
+def test_a_closed_standard_input_is_told(written):
+    command = [sys.executable, "-m", "legacy_poll", "publish", "--lines", "--database-url", written]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh"] + command,
+        capture_output=True,
+        text=True,
+        cwd=str(ROOT),
+        timeout=60,
+    )
+    assert done.returncode == 2 and "it is closed" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_who_interrupts_it_is_told_how_many_were_published(written):
+    command = [sys.executable, "-m", "legacy_poll", "publish", "--lines", "--database-url", written]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Whoever runs the tests in the background may have it ignored.
+    wanted = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(command, cwd=str(ROOT), text=True, **pipes, **wanted) as process:
+        process.stdin.write("1\n" * 600)
+        process.stdin.flush()
+        engine = create_engine(written)
+        with engine.connect() as connection:
+            count = text("SELECT count(*) FROM legacy_poll_event")
+            until(lambda: connection.execute(count).scalar() == 500, what="the first batch is committed")
+        engine.dispose()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert "500 events were published" in err and "Traceback" not in err
+
+
+def runs(done):
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done
+
+
+@pytest.mark.parametrize("database_url", ["postgresql", "postgresql+psycopg2"], indirect=True)
+def test_without_a_right_it_ends_with_1_and_one_line_that_names_the_table(database_url, terminal):
+    runs(legacy_poll("upgrade", DATABASE_URL=database_url))
+    runs(legacy_poll("publish", "orders", "1", DATABASE_URL=database_url))
+    suffix = database_url.rpartition("/")[2]
+    reader, writer, nobody = ("{}_{}".format(kind, suffix) for kind in ("reader", "writer", "nobody"))
+    tables = (
+        "legacy_poll_outbox, legacy_poll_event, legacy_poll_log, legacy_poll_set_aside, legacy_poll_setting"
+    )
+    terminal(
+        "CREATE ROLE {r} LOGIN; CREATE ROLE {w} LOGIN; CREATE ROLE {n} LOGIN;"
+        "GRANT SELECT ON {t}, legacy_poll_version TO {r}; GRANT INSERT ON legacy_poll_outbox TO {w};".format(
+            r=reader, w=writer, n=nobody, t=tables
+        )
+    )
+
+    def as_role(role, *command):
+        return legacy_poll(*command, DATABASE_URL=database_url.replace("postgres@", role + "@"))
+
+    try:
+        # Who may not INSERT: reads, and is told about the rest.
+        for command in (["status"], ["status", "--json"], ["set-aside", "list"]):
+            runs(as_role(reader, *command))
+        for command in (["publish", "orders", "3"], ["new-log", "--yes"]):
+            assert "permission denied for table legacy_poll_" in fails(as_role(reader, *command), 1)
+        # Who may not SELECT: publishes, and is told about the rest.
+        runs(as_role(writer, "publish", "orders", "3"))
+        for role in (writer, nobody):
+            for command in (
+                ["status"],
+                ["tail", "--since", "1h", "--count", "1"],
+                ["new-log", "--yes"],
+                ["trim"],
+            ):
+                assert "permission denied for table legacy_poll_" in fails(as_role(role, *command), 1)
+        assert "permission denied for table legacy_poll_outbox" in fails(
+            as_role(nobody, "publish", "a", "1"), 1
+        )
+        count = "SELECT (SELECT count(*) FROM legacy_poll_outbox) + (SELECT count(*) FROM legacy_poll_event);"
+        assert int(terminal(count)) == 2
+    finally:
+        for role in (reader, writer, nobody):
+            terminal("DROP OWNED BY {0}; DROP ROLE {0};".format(role))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_sqlite_file_that_may_not_be_written_can_be_read(database_url, terminal):
+    """By a URL that says so, since root may write every file."""
+    runs(legacy_poll("upgrade", DATABASE_URL=database_url))
+    terminal.publish("1", "2")
+    url = "sqlite:///file:{}?mode=ro&uri=true".format(terminal.path)
+    status = legacy_poll("status", "--json", DATABASE_URL=url)
+    runs(status)
+    assert json.loads(status.stdout)["head"] == 2
+    for command in (["publish", "orders", "3"], ["new-log", "--yes"]):
+        assert "readonly" in fails(legacy_poll(*command, DATABASE_URL=url), 1)
+    runs(legacy_poll("upgrade", DATABASE_URL=url))  # nothing to do
+    assert json.loads(legacy_poll("status", "--json", DATABASE_URL=url).stdout)["head"] == 2
 
 
 @pytest.mark.parametrize("database_url", DATABASES, indirect=True)
@@ -107,7 +283,10 @@ def test_a_token_of_the_command_line_opens_its_channels_and_no_others(serve, dat
     assert get(gunicorn, stream(timeout=0), headers=bearer).data == [1]
     refused = get(gunicorn, stream(["orders", "secret"], token=token))
     assert (refused.status, refused.code) == (403, "forbidden") and "secret" in refused.text
-    for wrong in [None, foreign, token[:-1] + ("A" if token[-1] != "A" else "B")]:
+    # Not its last character: not all bits of that one say anything.
+    says, dot, signature = token.rpartition(".")
+    forged = says + dot + ("B" if signature[0] == "A" else "A") + signature[1:]
+    for wrong in [None, foreign, forged]:
         answer = get(gunicorn, stream(token=wrong))
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 

@@ -10,7 +10,7 @@ import http.client
 
 import pytest
 
-from tests.process.conftest import DATABASES, NO_HINTS, ask_worker, everyone, hold_everywhere
+from tests.process.conftest import NO_HINTS, ask_worker, each_place, everyone, hold_everywhere
 from tests.process.polls import Client, Request, connect, head, position, publish, stream
 from tests.waiting import until
 
@@ -120,7 +120,7 @@ def test_kill_9_of_a_worker_loses_nothing_for_those_who_come_back(house):
     assert request.answer().data == [4]
 
 
-@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+@each_place
 def test_a_worker_that_has_not_looked_yet_holds_cursors_that_are_ahead_of_it(serve):
     # Half a minute between two looks, and no hints: a worker knows only what it did itself.
     gunicorn = serve(dict(NO_HINTS, POLL_INTERVAL_SECONDS=30))

@@ -59,7 +59,7 @@ def shop(tmp_path):
 def test_readme_example_serves_what_was_committed_from_the_pages_cursor_on(shop):
     client = shop.app.test_client()
     page = client.get("/").get_data(as_text=True)
-    [cursor] = re.findall(r'poll\("(.*?)"\)', page)
+    [cursor] = re.findall(r'cursor: "(.*?)"', page)
     placed = client.post("/orders", data={"item": "Flat white"})
     assert placed.status_code == 201
     answer = client.get("/poll/stream", query_string={"channel": "orders", "cursor": cursor, "timeout": 0})
@@ -188,8 +188,8 @@ def test_a_publisher_sqlite_has_what_the_trigger_needs():
 
 
 def test_transcripts_are_what_the_server_says_today():
-    transcripts = load("docs_transcripts", ROOT / "docs" / "transcripts.py")
+    transcripts = load("docs_transcripts", ROOT / "docs" / "transcripts" / "__main__.py")
     page = transcripts.PAGE.read_text(encoding="utf-8")
     today = transcripts.made_anew(page)
     changes = "".join(difflib.unified_diff(page.splitlines(True), today.splitlines(True), "wire.md", "today"))
-    assert not changes, changes + "\nIf that is right: python docs/transcripts.py"
+    assert not changes, changes + "\nIf that is right: python docs/transcripts"

@@ -1,4 +1,6 @@
-"""The README's page in a real Chromium: against its own application, and against answers that come as one pleases."""
+"""The pages of the documentation in a real Chromium: the README's against its own application, and the client by hand
+of docs/wire.md against answers that come as one pleases.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ import pytest
 
 from tests.browser.windows import expect, launched, started
 from tests.gunicorn import Gunicorn
+from tests.process.commands import legacy_poll
 from tests.servers import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+WIRE = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
 ORIGIN = "http://shop.test"
 
 # Says each order that the page adds, in order; also those of a page that was loaded anew since.
@@ -32,9 +36,9 @@ new MutationObserver(function (changes) {
 """
 
 
-def example(name):
-    """The code block of the README that is marked as the file *name*."""
-    [code] = re.findall(r"<!-- example: %s -->\n```\w+\n(.*?)^```$" % re.escape(name), README, re.M | re.S)
+def example(name, page=README):
+    """The code block of *page* that is marked as the file *name*."""
+    [code] = re.findall(r"<!-- example: %s -->\n```\w+\n(.*?)^```$" % re.escape(name), page, re.M | re.S)
     return code
 
 
@@ -77,10 +81,8 @@ def shop():
     """The README's application under gunicorn with two workers."""
     gunicorn = Gunicorn(workers=2, app="app:app", ready="/poll/health/ready")
     (gunicorn.directory / "templates").mkdir()
-    (gunicorn.directory / "static").mkdir()
     for name in ("app.py", "templates/board.html"):
         (gunicorn.directory / name).write_text(example(name), encoding="utf-8")
-    (gunicorn.directory / "static" / "jquery.min.js").write_text(JQUERIES["3.7.1"](), encoding="utf-8")
     yield gunicorn.start()
     assert "Traceback" not in gunicorn.log, gunicorn.log
     gunicorn.destroy()
@@ -91,6 +93,36 @@ def test_page_of_the_readme_shows_what_is_committed_while_it_is_open(shop, page)
     with page.expect_request(re.compile("/poll/stream")):
         page.context.request.post(shop.url + "/orders", form={"item": "Flat white"})
     expect(page.locator("#orders li")).to_have_text(["Flat white"])
+    page.context.request.post(shop.url + "/orders", form={"item": "Espresso"})
+    expect(page.locator("#orders li")).to_have_text(["Flat white", "Espresso"])
+    expect(page.locator("#badge")).to_have_text("live")
+    assert page.locator("#orders li").evaluate_all("items => items.map(item => item.id)") == [
+        "order-1",
+        "order-2",
+    ]
+
+
+def test_page_of_the_readme_shows_once_what_commits_between_its_cursor_and_its_query(shop, page):
+    request, cursor = page.context.request, re.compile('cursor: ".*?"')
+    early = cursor.search(request.get(shop.url).text()).group()
+    request.post(shop.url + "/orders", form={"item": "Flat white"})
+    page.route(
+        shop.url + "/",
+        lambda route: route.fulfill(body=cursor.sub(early, route.fetch().text()), content_type="text/html"),
+    )
+    page.goto(shop.url)
+    request.post(shop.url + "/orders", form={"item": "Espresso"})
+    expect(page.locator("#orders li")).to_have_text(["Flat white", "Espresso"])
+
+
+def test_page_of_the_readme_loads_anew_when_it_missed_something(shop, page):
+    page.goto(shop.url)
+    page.context.request.post(shop.url + "/orders", form={"item": "Flat white"})
+    expect(page.locator("#orders li")).to_have_text(["Flat white"])
+    with page.expect_navigation():
+        [database] = shop.directory.rglob("shop.db")
+        done = legacy_poll("new-log", "--yes", DATABASE_URL="sqlite:///{}".format(database))
+        assert done.returncode == 0, done.stderr
     page.context.request.post(shop.url + "/orders", form={"item": "Espresso"})
     expect(page.locator("#orders li")).to_have_text(["Flat white", "Espresso"])
 
@@ -125,7 +157,7 @@ def rendered(cursor):
     from flask import Flask, render_template_string
 
     with Flask(__name__).app_context():
-        return render_template_string(example("templates/board.html"), cursor=cursor, orders=[])
+        return render_template_string(example("by_hand.html", WIRE), cursor=cursor, orders=[])
 
 
 def events(*numbers):
@@ -133,7 +165,7 @@ def events(*numbers):
 
 
 @pytest.mark.parametrize("version", JQUERIES)
-def test_page_of_the_readme_goes_on_from_every_answer_as_the_wire_says(page, version):
+def test_client_by_hand_goes_on_from_every_answer_as_the_wire_says(page, version):
     answers = Answers(
         page,
         JQUERIES[version](),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.process.conftest import each_lane
+from tests.process.kept import open_connections
 from tests.process.polls import Client, get, head, stream
 from tests.waiting import until
 
@@ -11,29 +13,38 @@ THOUSAND = 1000
 SEVERAL_MIB = 8 << 20
 
 
+def held(gunicorn):
+    return get(gunicorn, "/status").json["worker"]["held"]
+
+
 def hold_a_thousand(gunicorn, worker, **parameters):
-    """A thousand clients that *worker* has accepted, and how many sockets it had before."""
+    """A thousand clients that have asked, and how many sockets *worker* had before, when nobody was connected."""
+    until(lambda: open_connections(gunicorn) == 0, 30, "nobody is connected")
     before = gunicorn.sockets(worker)
     start = head(gunicorn)
     clients = [Client(gunicorn, cursor=start, **parameters).ask() for _ in range(THOUSAND)]
     return before, clients
 
 
+@each_lane
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_thousand_polls_leave_neither_places_nor_descriptors_nor_memory(serve, terminal):
     gunicorn = serve({"MAX_HELD": THOUSAND}, workers=1)
     [worker] = gunicorn.workers
-    until(lambda: gunicorn.sockets(worker) <= 4, what="the questions at the start are over")
     sockets, descriptors, memory = [], [], []
     for turn in range(3):
         # All of them are let in: nobody of the turn before still has a place.
         before, clients = hold_a_thousand(gunicorn, worker)
-        until(lambda was=before: gunicorn.sockets(worker) >= was + THOUSAND, what="all are accepted")
+        until(lambda: held(gunicorn) == THOUSAND, 30, "all are held")
         full = get(gunicorn, stream(timeout=1000))
         assert (full.status, full.code) == (503, "server_full") and int(full.headers["Retry-After"]) >= 1
         terminal.publish(str(turn))
         assert [client.hear().data for client in clients] == [[turn]] * THOUSAND
-        until(lambda was=before: gunicorn.sockets(worker) <= was, what="all their sockets are closed")
+        until(
+            lambda was=before: gunicorn.sockets(worker) <= was,
+            seconds=30,
+            what="all their sockets are closed",
+        )
         sockets.append(gunicorn.sockets(worker))
         descriptors.append(gunicorn.descriptors(worker))
         memory.append(gunicorn.resident_bytes(worker))
@@ -42,9 +53,9 @@ def test_a_thousand_polls_leave_neither_places_nor_descriptors_nor_memory(serve,
     before, clients = hold_a_thousand(gunicorn, worker, timeout=500, empty=200)
     answers = [client.hear() for client in clients]
     assert [(answer.status, answer.data) for answer in answers] == [(200, [])] * THOUSAND
-    until(lambda: gunicorn.sockets(worker) <= before, what="all their sockets are closed")
+    until(lambda: gunicorn.sockets(worker) <= before, seconds=30, what="all their sockets are closed")
     before, clients = hold_a_thousand(gunicorn, worker)
-    until(lambda: gunicorn.sockets(worker) >= before + THOUSAND, what="all are accepted")
+    until(lambda: held(gunicorn) == THOUSAND, 30, "all are held")
     assert get(gunicorn, stream(timeout=1000)).status == 503
     terminal.publish('"the end"')
     assert [client.hear().data for client in clients] == [["the end"]] * THOUSAND

@@ -14,7 +14,11 @@ from tests.process.conftest import SERVERS, everyone, hold_everywhere
 from tests.process.polls import Client, get, head, publish, stream
 from tests.waiting import until
 
-on_servers = pytest.mark.parametrize("database_url", SERVERS, indirect=True)
+on_servers = pytest.mark.parametrize(
+    "database_url, lane",
+    [(kind, "standard") for kind in SERVERS] + [("postgresql", "parked")],
+    indirect=["database_url"],
+)
 
 FOREIGN = "1-00000000-7-00000000"
 AGAIN = "the database works again"

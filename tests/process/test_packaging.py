@@ -125,6 +125,23 @@ def test_the_wheel_has_every_source_file(wheel):
         assert wanted - have == set(), "name the folder in setup.cfg: packages, or package_data"
 
 
+def test_the_wheel_has_one_file_of_the_documentation(wheel):
+    assert [name for name in names(wheel) if "/docs/" in name] == ["legacy_poll/docs/openapi.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["installed", "editable"])
+def test_the_description_of_the_wire_is_served_by_what_is_installed(request, kind):
+    venv = request.getfixturevalue(kind)
+    served = venv.python(
+        "import flask, json, legacy_poll; app = flask.Flask('app');"
+        "poll = legacy_poll.LegacyPoll(app, url='sqlite:////nonexistent/log.db', public=True);"
+        "app.register_blueprint(poll.blueprint, url_prefix='/poll');"
+        "answer = app.test_client().get('/poll/openapi.yaml');"
+        "print(json.dumps([answer.status_code, answer.get_data(as_text=True)]))"
+    )
+    assert served == [200, (ROOT / "docs" / "openapi.yaml").read_text(encoding="utf-8")]
+
+
 def test_the_wheel_has_nothing_but_the_package(wheel):
     with zipfile.ZipFile(str(wheel)) as archive:
         [record] = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
@@ -150,7 +167,7 @@ def test_the_sdist_has_what_its_reader_needs(sdist):
     with tarfile.open(str(sdist)) as archive:
         have = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"README.md", "CHANGES.md", "LICENSE", "wsgi.py", "gunicorn.conf.py", "alembic/env.py"}
-    assert wanted | {"Makefile", "tests/conftest.py", ".ci/run", ".ruff.toml"} <= have
+    assert wanted | {"Makefile", "tests/conftest.py", ".ci/run"} <= have
     assert not [name for name in have if "__pycache__" in name or name.startswith((".venv", ".git/"))]
 
 

@@ -40,6 +40,7 @@ from tests.http.test_stream import (  # noqa: F401
     test_stream_takes_get_alone,
     test_without_a_channel_it_is_the_channel_default,
 )
+from tests.process.conftest import LANES
 from tests.waiting import until
 
 WORKERS = 3
@@ -74,7 +75,7 @@ class House(Site):
         def all_seen():
             says = self.get("/status").json["worker"]
             seen[says["pid"]] = says
-            return len(seen) == WORKERS
+            return len(seen) == len(self.gunicorn.workers)
 
         until(all_seen, SECONDS * 3, "every worker has answered")
         return list(seen.values())
@@ -102,18 +103,20 @@ class House(Site):
         self.settle()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb", "sqlite-parked"])
 def house(request, tmp_path_factory):
-    if request.param == "sqlite":
+    kind, _, lane = request.param.partition("-")
+    if kind == "sqlite":
         url = "sqlite:///{}".format(tmp_path_factory.mktemp("house") / "log.db")
     else:
-        server = request.getfixturevalue("_" + ("postgres" if request.param == "postgresql" else "mariadb"))
+        server = request.getfixturevalue("_" + ("postgres" if kind == "postgresql" else "mariadb"))
         server.start()
         url = server.create_database()
     engine = create_engine(url, future=True)
     upgrade(engine)
     engine.dispose()
-    gunicorn = Gunicorn({"PUBLIC": 1, "DATABASE_URL": url, "POLL_INTERVAL_SECONDS": 0.02}, workers=WORKERS)
+    settings = {"PUBLIC": 1, "DATABASE_URL": url, "POLL_INTERVAL_SECONDS": 0.02, **LANES[lane or "standard"]}
+    gunicorn = Gunicorn(settings, workers=WORKERS)
     try:
         gunicorn.start()
         house = House(gunicorn, url)

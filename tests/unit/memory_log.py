@@ -7,7 +7,7 @@ returned yet. That is where a race is scripted: what such a function commits, tr
 from __future__ import annotations
 
 from legacy_poll.cursors import Cursor, check_of, short_log
-from legacy_poll.errors import CursorExpired, CursorUnknown
+from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown
 from legacy_poll.eventlog import Bounds, Glance
 from legacy_poll.events import Batch, Event
 from legacy_poll.hub import cut
@@ -77,15 +77,15 @@ class MemoryLog:
         self._fail()
         return self.cursor(position)
 
-    def read_after(self, cursor, *, channels, limit, max_bytes):
+    def read_after(self, cursor, *, channels, limit, max_bytes, max_backlog=0):
         self.reads.append(cursor)
         self._fail()
-        batch = self._read(cursor, channels, limit, max_bytes)
+        batch = self._read(cursor, channels, limit, max_bytes, max_backlog)
         if self.during_read:
             self.during_read.pop(0)()
         return batch
 
-    def _read(self, cursor, channels, limit, max_bytes):
+    def _read(self, cursor, channels, limit, max_bytes, max_backlog):
         if cursor is not None:
             if cursor.log != short_log(self.log_id) or cursor.position > self.head:
                 raise CursorUnknown("cursor %s is not of this log" % cursor)
@@ -95,6 +95,8 @@ class MemoryLog:
                 raise CursorUnknown("cursor %s is of an earlier life" % cursor)
         start = self.oldest - 1 if cursor is None else cursor.position
         found = [each for each in self.events if each.position > start and each.channel in channels]
+        if max_backlog and len(found) > max_backlog:
+            raise BacklogTooLarge.behind(cursor, max_backlog)
         return cut(found, self.cursor(), limit, max_bytes) if found else Batch((), self.cursor())
 
     def read_new(self, position, *, upto, limit, max_bytes):

@@ -100,13 +100,13 @@ def test_closed_it_lets_nobody_in_and_those_inside_leave(make_admission):
     leave()
 
 
-def test_refusals_are_counted(make_admission):
+def test_a_refusal_says_which_setting_it_is_by(make_admission):
     admission = make_admission(max_held=1, max_held_per_client=1)
     leave = admission.enter("a")
-    for client in ("a", "b"):
-        with pytest.raises((TooManyPolls, ServerFull)):
+    for client, limit in [("a", "max_held_per_client"), ("b", "max_held")]:
+        with pytest.raises((TooManyPolls, ServerFull)) as caught:
             admission.enter(client)
-    assert admission.refused == 2
+        assert caught.value.limit == limit
     leave()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import resource
 
 import pytest
 
@@ -147,7 +148,20 @@ def test_every_setting_is_described_by_a_sentence(name):
 
 
 def test_half_of_the_descriptors_may_be_held(monkeypatch):
-    resource = pytest.importorskip("resource")
     for limit, held in ((1024, 512), (10, 100), (10**6, 10_000), (-1, 10_000)):
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert Settings().max_held == held
+
+
+def test_headers_that_may_vary_are_names_with_commas():
+    assert Settings().varying == ()
+    assert Settings(varying_headers="X-Request-Id, traceparent,").varying == ("X-Request-Id", "traceparent")
+
+
+@pytest.mark.parametrize(
+    "name", ["Cookie", "AUTHORIZATION", "X-Forwarded-For", "Host", "a b", "X-Id: 1", "X-\u00dc", "x" * 101]
+)
+def test_a_header_that_says_who_asks_or_that_is_no_name_may_not_vary(name):
+    with pytest.raises(ConfigError, match="VARYING_HEADERS has") as caught:
+        Settings(varying_headers="X-Request-Id," + name)
+    assert name[:20] in str(caught.value)

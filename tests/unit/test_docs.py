@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -16,6 +18,8 @@ import pytest
 from legacy_poll import LegacyPoll, errors
 from legacy_poll.cli import main
 from legacy_poll.config import PREFIX, Settings
+from legacy_poll.doctor import programs
+from tests.proxies import PROXIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGES.md"] + sorted((ROOT / "docs").rglob("*.md"))
@@ -109,7 +113,7 @@ def commands_of_ours(text):
 @each_page
 def test_commands_of_ours_exist(page):
     for arguments in commands_of_ours(read(page)):
-        command, options = main, {"--help", "--version"}
+        command, options = main, {"--help"}.union(*[parameter.opts for parameter in main.params])
         for argument in arguments:
             if argument == "...":
                 break
@@ -228,6 +232,54 @@ def test_flask_page_has_every_argument_and_call():
     page = read(ROOT / "docs" / "flask.md")
     for name in inspect.signature(LegacyPoll).parameters:
         assert re.search(r"\| .*`%s(=|`)" % name, page), name
-    for name in ("publish", "cursor", "revoke", "token", "upgrade", "blueprint", "settings"):
+    for name in ("publish", "cursor", "revoke", "token", "upgrade", "drain", "stop", "blueprint", "settings"):
         assert hasattr(LegacyPoll, name)
         assert re.search(r"\| `poll\.%s[`(]" % name, page), name
+
+
+def test_the_flask_pages_application_tells_a_stranger_that_he_is_one(tmp_path, monkeypatch):
+    """Also for a poll that names no channel: what it reads is asked for before who may."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "page_of_the_docs", raising=False)
+    [code] = re.findall(r"^```python\n(from flask .*?)^```$", read(ROOT / "docs" / "flask.md"), re.M | re.S)[
+        :1
+    ]
+    (tmp_path / "page_of_the_docs.py").write_text(code, encoding="utf-8")
+    page = importlib.import_module("page_of_the_docs")
+    page.poll._url = "sqlite:///{}".format(tmp_path / "page.db")
+    app = page.create_app()
+    app.config["SECRET_KEY"] = "a key of some length"
+    with app.app_context():
+        page.poll.upgrade()
+        for query in ("", "&channel=orders"):
+            assert app.test_client().get("/poll/stream?timeout=0" + query).status_code == 401
+        page.poll.stop()
+
+
+# deploy/
+
+
+def test_configurations_of_proxies_are_the_files_that_the_tests_run():
+    folder = ROOT / "docs" / "deploy"
+    files = {path.name for path in folder.iterdir() if path.suffix != ".md"}
+    assert files == {kind.file for kind in PROXIES}
+    page = read(folder / "proxies.md")
+    for name in files:
+        assert "[{0}]({0})".format(name) in page, name
+
+
+@each_page
+def test_excerpts_of_proxies_configurations_stand_in_those_files(page):
+    for kind in PROXIES:
+        text = read(ROOT / "docs" / "deploy" / kind.file)
+        for language in (kind.name.lower(), kind.file.rpartition(".")[2]):
+            for code in re.findall(r"^```%s\n(.*?)^```$" % language, read(page), re.M | re.S):
+                assert code in text, code
+
+
+def test_directives_of_the_doctor_stand_in_the_files_that_the_tests_run():
+    for name, kind in {kind.name: kind for kind in PROXIES}.items():
+        said = programs.advice(programs.LIMIT, [name], seconds=60)
+        assert said.startswith(name + ": ")
+        directive = re.split(r";| in | and |,", said[len(name) + 2 :])[0]
+        assert directive in read(ROOT / "docs" / "deploy" / kind.file), said

@@ -13,7 +13,7 @@ import pytest
 
 from legacy_poll.catchup import CatchUp
 from legacy_poll.cursors import Cursor
-from legacy_poll.errors import CursorExpired, CursorUnknown, StorageUnavailable, Unauthorized
+from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown, StorageUnavailable, Unauthorized
 from legacy_poll.events import REVOKE_CHANNEL, Batch
 from legacy_poll.hold import Hold, Question
 from legacy_poll.hub import Hub
@@ -599,3 +599,21 @@ def test_a_hold_with_gevents_own_event_ends_at_its_time(live):
     assert gevent.spawn(live.ask, live.log.cursor(), seconds=0.001).get(timeout=5) == Batch(
         (), live.log.cursor()
     )
+
+
+def test_who_waited_is_not_refused_for_what_came_meanwhile():
+    """Primed while it waits, the worker sends it to look again: by then there is more than a poll may bring along."""
+    place = Place(max_backlog=1)
+    place.catchup._max_backlog = 1
+    start = place.log.cursor()
+
+    def many():
+        for _ in range(3):
+            place.log.append("orders")
+        place.hub.prime(place.log.cursor())
+
+    place.meanwhile.append(many)
+    assert positions(place.ask(start)) == [1, 2, 3]
+    with pytest.raises(BacklogTooLarge):
+        place.ask(start)
+    assert_empty(place.hub)

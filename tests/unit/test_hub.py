@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from legacy_poll.cursors import Cursor
-from legacy_poll.errors import CursorGone, ServerFull
+from legacy_poll.errors import BacklogTooLarge, CursorGone, ServerFull
 from legacy_poll.events import Batch
 from legacy_poll.hub import Group, Hub, cut
 from legacy_poll.wire import render
@@ -272,6 +272,36 @@ def test_who_leaves_a_group_that_was_ended_leaves_its_successor_alone(waits, hub
     log.append("orders")
     feed(hub, log)
     assert positions(waits.leave(new)) == [1]
+
+
+def test_who_leaves_a_group_that_is_empty_leaves_its_successor_alone(hub, log):
+    feed(hub, log)
+    old = hub.join(ORDERS, log.cursor(), limit=10)
+    hub.leave(old, limit=10)
+    new = hub.join(ORDERS, log.cursor(), limit=10)
+    assert new is not old
+    hub.leave(old, limit=10, polls=0)
+    log.append("orders")
+    feed(hub, log)
+    assert positions(hub.leave(new, limit=10)) == [1]
+
+
+def test_many_polls_join_and_leave_at_once_or_not_at_all(make_waits, log):
+    hub = make_waits(tail_events=10, tail_bytes=1000, max_bytes=1000, max_group=5).hub
+    feed(hub, log)
+    with pytest.raises(ServerFull):
+        hub.join(ORDERS, log.cursor(), limit=10, polls=6)
+    assert (hub.held, hub.groups) == (0, 0)
+    group = hub.join(ORDERS, log.cursor(), limit=10, polls=4)
+    with pytest.raises(ServerFull):
+        hub.join(ORDERS, log.cursor(), limit=10, polls=2)
+    assert hub.join(ORDERS, log.cursor(), limit=10) is group
+    assert hub.held == 5
+    hub.leave(group, limit=10, polls=2)
+    log.append("orders")
+    feed(hub, log)
+    assert positions(hub.leave(group, limit=10, polls=3)) == [1]
+    assert (hub.held, hub.groups) == (0, 0)
 
 
 def test_the_first_to_leave_does_not_take_the_event_from_the_others(waits, hub, log):
@@ -672,3 +702,30 @@ def test_the_model_itself_raises_for_a_cursor_that_the_log_does_not_know(log):
     """The machine above never asks with one: guards it against proving nothing."""
     with pytest.raises(CursorGone):
         log.read_after(MemoryLog("another").cursor(0), channels=ORDERS, limit=1, max_bytes=1)
+
+
+# A limit to how far behind a cursor may be.
+
+
+@pytest.mark.parametrize("limit", [1, MANY])
+def test_memory_counts_what_is_behind_a_cursor_on_its_channels(make_waits, log, limit):
+    waits = make_waits(max_backlog=2)
+    for name in ("orders", "users", "orders", "users", "orders"):
+        log.append(name)
+    feed(waits.hub, log)
+    for names, position in ((ORDERS, 0), (channels("orders", "users"), 2)):
+        with pytest.raises(BacklogTooLarge, match="more than 2 events follow") as caught:
+            waits.look(names, log.cursor(position), limit=limit)
+        assert caught.value.facts == {"most": 2}
+    assert positions(waits.look(ORDERS, log.cursor(1), limit=limit)) == [3, 5][:limit]
+    assert positions(waits.look(channels("users"), log.cursor(0), limit=limit)) == [2, 4][:limit]
+
+
+def test_who_waits_gets_what_comes_whatever_the_limit(make_waits, log):
+    waits = make_waits(max_backlog=2)
+    feed(waits.hub, log)
+    group = waits.join(ORDERS, log.cursor())
+    for _ in range(3):
+        log.append("orders")
+    feed(waits.hub, log)
+    assert positions(waits.leave(group)) == [1, 2, 3]

@@ -135,6 +135,22 @@ def test_a_session_inside_an_outer_transaction_wakes_at_the_outer_commit(woken, 
         assert woken.times == 1
 
 
+@pytest.mark.parametrize("where", ["the engine", "an engine with the option", "a connection with the option"])
+def test_where_each_statement_commits_by_itself_it_wakes_without_a_commit(tmp_path, where):
+    woken = Woken()
+    of_all = {"isolation_level": "AUTOCOMMIT"} if where == "the engine" else {}
+    engine = create_engine("sqlite:///{}".format(tmp_path / "log.db"), future=True, **of_all)
+    of_some = {"isolation_level": "AUTOCOMMIT"}
+    some = engine.execution_options(**of_some) if where == "an engine with the option" else engine
+    with some.connect() as connection:
+        if where == "a connection with the option":
+            connection = connection.execution_options(**of_some)
+        connection.execute(text("CREATE TABLE thing (id INTEGER)"))
+        publish(woken, connection)
+        assert woken.times == 1
+    engine.dispose()
+
+
 def test_watched_twice_it_wakes_once(woken, engine):
     woken.hints.watch(engine)
     with engine.begin() as connection:

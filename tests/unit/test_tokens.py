@@ -95,6 +95,18 @@ def test_a_bad_channel_name_is_refused_when_it_is_made(tokens):
         tokens.make(["no way"], expires_seconds=60)
 
 
+@pytest.mark.parametrize("names", ["orders", b"orders"])
+def test_one_name_is_no_list_of_its_letters(tokens, names):
+    with pytest.raises(InvalidEvent, match="an iterable of names is needed"):
+        tokens.make(names, expires_seconds=60)
+
+
+@pytest.mark.parametrize("subject", ["", 7, ["u7"], b"u7", "\ud800"])
+def test_a_subject_that_could_never_be_revoked_is_refused(tokens, subject):
+    with pytest.raises(InvalidEvent, match="subject is .* is needed"):
+        tokens.make(["orders"], expires_seconds=60, subject=subject)
+
+
 def test_without_a_key_there_are_no_tokens():
     with pytest.raises(ConfigError, match="LEGACY_POLL_SECRET_KEY is not set"):
         Tokens("")

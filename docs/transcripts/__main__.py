@@ -1,7 +1,7 @@
 """Makes the transcripts in wire.md: runs the commands that stand there against real servers.
 
-    python docs/transcripts.py             rewrites the page
-    python docs/transcripts.py --check     says what differs, and ends with 1 if anything does
+    python docs/transcripts             rewrites the page
+    python docs/transcripts --check     says what differs, and ends with 1 if anything does
 
 The page is the script: below each line ``<!-- transcript: NAME -->`` stands a block whose ``$`` lines are run in order
 against the server NAME of ``SERVERS``; what they print replaces what stands below them. A command that ends with ``&``
@@ -24,7 +24,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sqlalchemy import create_engine, text  # noqa: E402
@@ -46,7 +46,9 @@ SERVERS = {
     "shop": SHOP,
     # Keeps so little that a cursor expires at once.
     "forgetful": dict(SHOP, RETENTION_EVENTS=1, TAIL_EVENTS=1, TRIM_INTERVAL_SECONDS=3600),
+    "impatient": dict(SHOP, MAX_BACKLOG_EVENTS=2),
     "private": {"SECRET_KEY": KEY},
+    "sites": dict(SHOP, CORS_ORIGINS="https://shop.example", JSONP=1),
     "busy": dict(SHOP, MAX_HELD_PER_CLIENT=1),
     "full": dict(SHOP, MAX_HELD=1),
     # Nobody listens on port 1.
