@@ -23,6 +23,7 @@ import urllib.request
 import pytest
 
 from bench.client import CHANNEL
+from bench.cpus import on, processors
 from bench.stage import ROOT, Child, Gunicorn, descriptor_limit, place
 from tests.proxies import HAProxy, Nginx
 from tests.servers import Server, find_program
@@ -115,7 +116,9 @@ def ours(lane, front="none", workers=1, held=0, query="channel=" + CHANNEL):
         database = stack.enter_context(place("sqlite"))
         settings = dict(SETTINGS, **({} if lane == "parked" else {"PARK": 0}))
         server = stack.enter_context(Gunicorn(database, workers, settings=settings, options=OPTIONS))
-        child = stack.enter_context(Child("committer", database.url))
+        with on(processors()[0]):
+            child = stack.enter_context(Child("committer", database.url))
+        child.hear()
         ports, roots, prefix = [server.port], [server.pid], ""
         if front != "none":
             proxy = started(stack, FRONTS[front], server.port, held)

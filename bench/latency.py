@@ -51,6 +51,7 @@ class Commits:
 
     def __init__(self, database, port):
         self._child = Child("committer", database.url)
+        self._child.hear()
 
     def publish(self, number):
         return self._child.ask(number)[1]

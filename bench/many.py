@@ -11,8 +11,9 @@ import time
 
 from bench.client import CHANNEL
 from bench.contenders import LANES, OTHER_DESCRIPTORS, ours
+from bench.cpus import listed, on, processors
 from bench.load import Load, Processes, compiled
-from bench.peers import WARM_UP, deliver, listed, on, processors
+from bench.peers import WARM_UP, deliver
 from bench.stage import descriptor_limit, median
 
 EVENTS = 20

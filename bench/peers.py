@@ -18,6 +18,7 @@ import random
 import time
 
 from bench import contenders
+from bench.cpus import listed, on, processors
 from bench.load import Load, LoadFailed, Processes, compiled
 from bench.stage import descriptor_limit, median
 
@@ -70,16 +71,6 @@ def run(options):
                 wrong += table(options, program, servers, workers, held)
     if wrong:
         raise SystemExit("%d answers were missed, came twice or out of order, or runs failed" % wrong)
-
-
-def processors():
-    """CPUs for the clients and CPUs for the servers; the same where there is only one."""
-    every = sorted(os.sched_getaffinity(0))
-    return ({every[-1]}, set(every[:-1])) if len(every) > 1 else (set(every), set(every))
-
-
-def listed(numbers):
-    return ", ".join(str(each) for each in sorted(numbers))
 
 
 def table(options, program, servers, workers, held):
@@ -135,17 +126,6 @@ def line(runs, nchan):
             text += " (%.2f)" % median(ratios) if ratios else ""
         cells.append("%*s" % (width(column), text))
     return "".join(cells)
-
-
-@contextlib.contextmanager
-def on(cpus):
-    """What is started here runs on *cpus*."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def measured(program, servers, row, workers, held):
