@@ -26,7 +26,7 @@ _BREATH_SECONDS = 0.001
 #: Pause after a fault of ours, seconds.
 _FAULT_SECONDS = 0.5
 
-_EPOLLIN, _EPOLLRDHUP, _EPOLLET = 0x001, 0x2000, 1 << 31
+_EPOLLIN, _EPOLLRDHUP, _EPOLLET, _EPOLLONESHOT = 0x001, 0x2000, 1 << 31, 1 << 30
 #: Flags of a connection that has ended, in one direction or both: RDHUP, HUP, ERR.
 OVER = 0x2000 | 0x010 | 0x008
 
@@ -44,6 +44,7 @@ class Reactor:
         self._woken = gevent.event.Event()
         self._due = gevent.event.Event()
         self._epoll: Any = None
+        self._bell: Any = None
         self._io: Any = None
         self._timer: Any = None
         self._ticking = False
@@ -55,10 +56,15 @@ class Reactor:
 
     def open(self, step: Callable[[], bool]) -> None:
         """Begins to call *step*, which does a little and returns whether there is more."""
-        self._epoll = gevent.monkey.get_original("select", "epoll")()
+        epoll = gevent.monkey.get_original("select", "epoll")
+        # The loop watches the bell, which rings once and must then be set. A watcher of the connections' own epoll
+        # would have to be stopped and started instead, and whenever one epoll is added to another the kernel walks
+        # all that is in it: half a millisecond for ten thousand connections.
+        self._epoll, self._bell = epoll(), epoll()
+        self._bell.register(self._epoll.fileno(), _EPOLLIN | _EPOLLONESHOT)
         loop = gevent.get_hub().loop
-        self._io = loop.io(self._epoll.fileno(), 1)
-        self._io.start(self._woken.set)
+        self._io = loop.io(self._bell.fileno(), 1)
+        self._io.start(self._rings)
         self._timer = loop.timer(1 / SLOTS_A_SECOND, 1 / SLOTS_A_SECOND)
         gevent.spawn(self._run, step)
 
@@ -72,18 +78,18 @@ class Reactor:
         while True:
             self._woken.wait()
             if self._clock() - looked < _BREATH_SECONDS:
-                self._breathe()
+                self._due.wait(_BREATH_SECONDS)
             self._woken.clear()
             self._due.clear()
             while self._stepped(step):
                 gevent.sleep(0)
             looked = self._clock()
+            # It rings at once if there is something left, or new.
+            self._bell.modify(self._epoll.fileno(), _EPOLLIN | _EPOLLONESHOT)
 
-    def _breathe(self) -> None:
-        # A watcher that is not stopped would call us all the time that there is something to read.
-        self._io.stop()
-        self._due.wait(_BREATH_SECONDS)
-        self._io.start(self._woken.set)
+    def _rings(self) -> None:
+        self._bell.poll(0, 1)
+        self._woken.set()
 
     def _stepped(self, step: Callable[[], bool]) -> bool:
         try:
