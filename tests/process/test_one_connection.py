@@ -190,6 +190,10 @@ class Play:
         self._control.request(method, path)
         return _Read(self._control.getresponse())
 
+    def _left_behind(self):
+        found = self.metrics()
+        return found["parked"], found["groups"]
+
     def cursor_at(self, position):
         return None if position is None else self._cursors[position]
 
@@ -214,7 +218,11 @@ class Play:
             self._settle()
         # That a client has gone is seen a moment later where nothing is held for it.
         until(lambda: open_connections(self._gunicorn) == 1, SECONDS, "all their connections are closed")
-        until(lambda: self.metrics()["parked"] == "0", SECONDS, "none of them is parked")
+        until(
+            lambda: self._left_behind() == ("0", "0"),
+            SECONDS,
+            "none of them is parked, and nothing waited for",
+        )
 
     def _wire(self, number):
         who = WHO[number]

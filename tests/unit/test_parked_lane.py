@@ -141,3 +141,21 @@ def test_who_is_tried_alone_is_not_held_longer_than_the_approval_lasts():
         assert clients[2].recv(100).startswith(b"HTTP/1.1 503")
     held = [each.cohort.stay.deadline for each in house.lane._connections.values() if each.cohort.stay]
     assert len(held) == 2 and all(deadline <= approval.until for deadline in held)
+
+
+def test_who_hangs_up_frees_its_place_among_those_who_wait_on_the_same():
+    house = House(max_group=2)
+    clients = [house.connect() for _ in range(2)]
+    for client in clients:
+        client.sendall(house.request)
+    until(lambda: house.hub.held == 2, SECONDS, "both are held")
+    clients.pop().close()
+    until(lambda: house.lane.connections == 1, SECONDS, "the lane has seen it")
+    assert (house.hub.held, house.hub.groups) == (1, 1)
+    clients.append(house.connect())
+    clients[-1].sendall(house.request)
+    until(lambda: house.hub.held == 2, SECONDS, "another is held in its place")
+    for client in clients:
+        client.close()
+    until(lambda: not house.lane.connections, SECONDS, "the lane has seen it")
+    assert (house.hub.held, house.hub.groups, house.admission.held) == (0, 0, 0)
