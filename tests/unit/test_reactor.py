@@ -8,18 +8,14 @@ import re
 import socket
 import time
 
-import gevent
 import pytest
 
 from legacy_poll.lanes import reactor
 from legacy_poll.lanes.cohorts import IDLE, Cohort
 from legacy_poll.lanes.reactor import OVER, Reactor
-from legacy_poll.lanes.wheel import SLOTS_A_SECOND
 from tests.waiting import until
 
 SECONDS = 20
-#: Far longer than a breath.
-WHILE_SECONDS = 0.05
 
 
 class House:
@@ -32,6 +28,7 @@ class House:
         self.due = []
         self._ends = []
         self.reactor.open(self._step)
+        self._marks = self.connect()
         self.let_rest()
 
     def _step(self):
@@ -52,9 +49,14 @@ class House:
         return theirs, ours.fileno()
 
     def let_rest(self):
-        """Until it has nothing to do."""
-        gevent.sleep(WHILE_SECONDS)
-        del self.steps[:]
+        """Until it has done all that there was; returns what it found in each of the steps for that."""
+        mark, descriptor = self._marks
+        mark.send(b"x")
+        until(lambda: self.steps and (descriptor, 1) in self.steps[-1], SECONDS, "it has found the mark")
+        last = [event for event in self.steps.pop() if event != (descriptor, 1)]
+        steps = self.steps + ([last] if last else [])
+        self.steps = []
+        return steps
 
     @property
     def found(self):
@@ -78,16 +80,13 @@ def test_what_comes_is_found_once_and_then_it_is_quiet(house):
         house.let_rest()
         client.send(b"x")
         until(lambda: house.found, SECONDS, "it is found")
-        gevent.sleep(WHILE_SECONDS)
-        assert house.found == [(descriptor, 1)]
-        assert len(house.steps) == 1
+        assert house.let_rest() == [[(descriptor, 1)]]
 
 
 def test_without_anything_there_is_no_step(house):
     house.connect()
     house.let_rest()
-    gevent.sleep(WHILE_SECONDS)
-    assert house.steps == []
+    assert house.let_rest() == []
 
 
 def test_what_a_step_leaves_brings_another_at_once(house):
@@ -99,7 +98,7 @@ def test_what_a_step_leaves_brings_another_at_once(house):
     house.most = 100
     until(lambda: house.found, SECONDS, "it is found")
     house.let_rest()
-    assert house.steps == []
+    assert house.let_rest() == []
 
 
 def test_more_than_a_step_takes_is_taken_by_the_next(house):
@@ -120,7 +119,7 @@ def test_what_comes_within_a_breath_is_taken_together(house, monkeypatch):
     until(lambda: house.steps, SECONDS, "there was a step, and a breath begins")
     for client, _ in clients:
         client.send(b"x")
-        gevent.sleep(0)
+        until(house.reactor._woken.is_set, SECONDS, "it knows of the first, at least")
     until(lambda: len(house.found) == 21, SECONDS, "all are found")
     assert [len(events) for events in house.steps] == [1, 20]
 
@@ -132,8 +131,10 @@ def test_what_is_due_does_not_wait_for_the_breath(house, monkeypatch):
     until(lambda: house.steps, SECONDS, "there was a step, and a breath begins")
     monkeypatch.setattr(reactor, "_BREATH_SECONDS", 10 * SECONDS)
     client.send(b"x")
-    gevent.sleep(WHILE_SECONDS)
+    until(house.reactor._woken.is_set, SECONDS, "it knows of it")
     assert len(house.steps) == 1
+    # It rang once: until the step the loop is called no more.
+    assert house.reactor._bell.poll(0, 1) == []
     house.reactor.wake()
     until(lambda: house.found == 2 * [(descriptor, 1)], SECONDS, "the step came")
 
@@ -152,8 +153,7 @@ def test_what_is_not_registered_any_more_is_not_looked_at(house):
     house.let_rest()
     house.reactor.unregister(descriptor)
     client.send(b"x")
-    gevent.sleep(WHILE_SECONDS)
-    assert house.steps == []
+    assert house.let_rest() == []
 
 
 def test_a_deadline_brings_a_step_and_none_is_left_behind(house):
@@ -161,9 +161,7 @@ def test_a_deadline_brings_a_step_and_none_is_left_behind(house):
     house.reactor.set_deadline(item, time.monotonic() + 0.01)
     until(lambda: house.due, SECONDS, "it is due")
     assert house.due == [item] and house.steps
-    house.let_rest()
-    gevent.sleep(3 / SLOTS_A_SECOND)
-    assert house.steps == []
+    assert not house.reactor._timer.active
 
 
 def test_a_fault_of_a_step_is_logged_and_the_next_step_comes(house, caplog):
