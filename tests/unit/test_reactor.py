@@ -114,12 +114,13 @@ def test_more_than_a_step_takes_is_taken_by_the_next(house):
 def test_what_comes_within_a_breath_is_taken_together(house, monkeypatch):
     clients = [house.connect() for _ in range(20)]
     house.let_rest()
-    monkeypatch.setattr(reactor, "_BREATH_SECONDS", 0.5)
     clients[0][0].send(b"x")
     until(lambda: house.steps, SECONDS, "there was a step, and a breath begins")
+    monkeypatch.setattr(reactor, "_BREATH_SECONDS", 10 * SECONDS)
     for client, _ in clients:
         client.send(b"x")
         until(house.reactor._woken.is_set, SECONDS, "it knows of the first, at least")
+    house.reactor.wake()
     until(lambda: len(house.found) == 21, SECONDS, "all are found")
     assert [len(events) for events in house.steps] == [1, 20]
 
