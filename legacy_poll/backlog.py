@@ -8,16 +8,19 @@ scan starts at a *low-water mark*.
 A plain mark is wrong: a transaction that publishes, waits while ten thousand ids pass, and publishes again would be
 found by its second row first, and torn apart. The rule that keeps the order:
 
-* A mark M is taken among ids that are known to have been given out. Every transaction that can still own an id up to M
-  has begun to write to the outbox, so it holds the table's lock that an INSERT takes first. These are listed, *after* M
-  is known.
+* A mark M is taken behind an id that is known to have been given out. Every transaction that can still own an id below
+  M has begun to write to the outbox, so it holds the table's lock that an INSERT takes first. These are listed, *after*
+  M is known.
 * When each of them that is still open has a transaction id, those are the *suspects*, and then one look at everything
   (a *sweep*) is made. What of the others was visible is moved; nothing up to M can appear but by a suspect.
 * From then on a look starts behind M, and its own snapshot says whether any suspect has ended since. If one has, this
   look is not used: a sweep sees all of that transaction's rows at once, and in order.
+* Ids must rise. A sequence that was set back (an older dump was restored, a table was emptied with its identity) gives
+  out ids below M again, to anybody. So each look also takes the sequence's last value; when it is lower than before,
+  this look is not used either, and there is no mark until one is proven anew. Who may not see the sequence has no mark.
 
-Ids that were given by hand, or come back because a sequence was reset, obey none of this: a sweep from time to time
-finds them, late but not never. While few rows have been moved there is no mark, and every look is a sweep.
+Ids that were given by hand obey none of this: a sweep from time to time finds them, late but not never. While few rows
+have been moved there is no mark, and every look is a sweep.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from .dialects import Dialect
 
 __all__ = ["Backlog", "NO_MARK"]
 
-#: Below every id that a database gives by itself, and below those that people give by hand.
+#: The lowest id that the column can have: looks start at the mark itself.
 NO_MARK = -(2**63)
+_MAX_ID = 2**63 - 1
 #: A new mark is worth its queries after this many rows were moved behind the old one.
 _MARK_ROWS = 2000
 #: With a mark, sweep at least this often, seconds; but spend no more than a twentieth of the time on it.
@@ -67,16 +71,41 @@ class Backlog:
         self._ready: Optional[FrozenSet[int]] = None
         self._suspects: FrozenSet[int] = frozenset()
         self._began_at = self._swept_at = clock()
-        #: Looks start behind this id.
+        self._last_id_sql = ""
+        self._last_id = NO_MARK
+        #: Looks start at this id.
         self.mark = NO_MARK
 
-    def needs_sweep(self, snapshot: Optional[str]) -> bool:
-        """Whether a look that starts at the mark may miss something, or tear a transaction apart.
+    @property
+    def moment_sql(self) -> str:
+        """SQL that a look takes along for :meth:`needs_sweep`."""
+        if not self._dialect.snapshot_sql:
+            return "NULL"
+        if self.mark == NO_MARK:
+            return self._dialect.snapshot_sql
+        return "%s || '/' || %s" % (self._dialect.snapshot_sql, self._last_id_sql)
+
+    def reset(self) -> None:
+        """Begins without a mark: the ids, or the log, are not those that were there."""
+        self._moved = 0
+        self._candidate = self._ready = None
+        self._suspects = frozenset()
+        self._last_id = self.mark = NO_MARK
+
+    def needs_sweep(self, moment: Optional[str]) -> bool:
+        """Whether a look that started at the mark may miss something, or tear a transaction apart.
 
         Args:
-            snapshot: ``Dialect.snapshot_sql`` of the statement that looked.
+            moment: :attr:`moment_sql` of the statement that looked.
         """
-        if self.mark == NO_MARK or snapshot is None or self._dialect.has_ended(snapshot, self._suspects):
+        if self.mark == NO_MARK or moment is None:
+            return True
+        snapshot, _, last_id = moment.partition("/")
+        if last_id and int(last_id) < self._last_id:
+            self.reset()
+            return True
+        self._last_id = int(last_id or self._last_id)
+        if self._dialect.has_ended(snapshot, self._suspects):
             return True
         took = self._swept_at - self._began_at
         return self._clock() - self._swept_at >= max(_SWEEP_SECONDS, _SWEEP_SHARE * took)
@@ -87,6 +116,11 @@ class Backlog:
         self._ready = None
         if self._candidate is None:
             return
+        last_id = int(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
+        if last_id < self._last_id:
+            self.reset()
+            return
+        self._last_id = last_id
         found = self._dialect.open_writers(connection)
         # A prepared transaction goes under another name than it was listed by.
         still = [
@@ -125,14 +159,23 @@ class Backlog:
             Whether it is time to :meth:`choose` the next mark.
         """
         self._moved += rows
-        return bool(self._dialect.snapshot_sql) and self._moved >= self._mark_rows and last_id > self.mark
+        return (
+            bool(self._dialect.snapshot_sql)
+            and self._moved >= self._mark_rows
+            and self.mark <= last_id < _MAX_ID
+        )
 
     def choose(self, connection: Connection, last_id: int) -> None:
-        """Makes *last_id* the candidate for the next mark.
+        """Makes what follows *last_id* the candidate for the next mark.
 
         Args:
             connection: Reads.
             last_id: Was moved, so it was given out before this call: whoever owns a lower one shows by now.
         """
         self._moved = 0
-        self._candidate = _Candidate(last_id, frozenset(self._dialect.open_writers(connection)))
+        self._last_id_sql = self._dialect.last_id_sql(connection)
+        if not self._last_id_sql:
+            return
+        if self.mark == NO_MARK:
+            self._last_id = int(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
+        self._candidate = _Candidate(last_id + 1, frozenset(self._dialect.open_writers(connection)))

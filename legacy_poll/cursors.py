@@ -1,9 +1,11 @@
 """Position <-> token: the only reader and writer of a cursor's text.
 
-``1-<log>-<position>-<check>``: the format's version, the log's id in short, the position in decimal, and a short
-check of the event id at that position. The check is what tells a client apart whose events were undone by a restored
-backup or a failover: same log, same position, another event. Unsigned on purpose: a forged cursor shows nobody
-anything that they may not read, and key rotation must not expire every client.
+``1-<log>-<position>-<check>``: the format's version, the log's id in short, the position in decimal, and a check of
+the event at that position. The check tells a client apart whose events were undone by a restored backup or a failover:
+same log, same position, another history. It is the event's *mark*, a random number of the move that gave the position;
+the event's id would not do, since a publisher may give the same id again after the restore (docs/decisions/0010).
+Events that were moved before there were marks are checked by their id. Unsigned on purpose: a forged cursor shows
+nobody anything that they may not read, and key rotation must not expire every client.
 
 Guards against: a cursor that is *nearly* right. Whatever is not exactly what was given out is refused here, and what
 cannot be verified is told to the client by the log, never guessed at.
@@ -15,11 +17,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from secrets import token_hex
 from typing import Optional
 
 from .errors import BadCursor
 
-__all__ = ["Cursor", "check_of", "short_log"]
+__all__ = ["Cursor", "check_of", "new_mark", "short_log"]
 
 VERSION = "1"
 _DIGITS = 8
@@ -39,8 +42,20 @@ def short_log(log_id: str) -> str:
     return _digest(log_id)
 
 
-def check_of(event_id: Optional[str]) -> str:
-    """The check of a position: of the id of the event there, or of nothing at the start of the log."""
+def new_mark() -> str:
+    """A random mark for the events of one move: 8 hexadecimal digits."""
+    return token_hex(_DIGITS // 2)
+
+
+def check_of(event_id: Optional[str], mark: Optional[str] = None) -> str:
+    """The check of a position.
+
+    Args:
+        event_id: Id of the event there; None at the start of the log, and where there is no event.
+        mark: Of the event there; None for one that was moved before there were marks.
+    """
+    if mark is not None:
+        return mark
     return _digest("" if event_id is None else "event " + event_id)
 
 
@@ -51,7 +66,7 @@ class Cursor:
     Attributes:
         log: The log's id in short.
         position: 0 is before the first event.
-        check: Of the event id at *position*.
+        check: Of the event at *position*.
     """
 
     __slots__ = ("log", "position", "check")
@@ -61,13 +76,14 @@ class Cursor:
     check: str
 
     @classmethod
-    def at(cls, log_id: str, position: int, event_id: Optional[str]) -> "Cursor":
-        """The cursor behind the event *event_id* at *position* of the log *log_id*."""
-        return cls(short_log(log_id), position, check_of(event_id if position else None))
+    def at(cls, log_id: str, position: int, event_id: Optional[str], mark: Optional[str] = None) -> "Cursor":
+        """The cursor behind the event *event_id*, with *mark*, at *position* of the log *log_id*."""
+        check = check_of(event_id, mark) if position else check_of(None)
+        return cls(short_log(log_id), position, check)
 
-    def after(self, position: int, event_id: str) -> "Cursor":
-        """The cursor of the same log behind the event *event_id* at *position*."""
-        return Cursor(self.log, position, check_of(event_id))
+    def after(self, position: int, event_id: str, mark: Optional[str] = None) -> "Cursor":
+        """The cursor of the same log behind the event *event_id*, with *mark*, at *position*."""
+        return Cursor(self.log, position, check_of(event_id, mark))
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":

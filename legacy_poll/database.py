@@ -158,12 +158,15 @@ class Database:
         try:
             with self._engine(write).connect() as connection:
                 if not write:
-                    return work(connection)
+                    try:
+                        return work(connection)
+                    finally:
+                        self.dialect.after_read(connection)
                 try:
                     return _in_transaction(connection, work)
                 finally:
                     self.dialect.after_write(connection)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, UnicodeError) as error:
             if again and not write and getattr(error, "connection_invalidated", False):
                 # It was dead before: the database went away and came back meanwhile. The pool has thrown out all that
                 # are as old, and a read may be done twice.

@@ -17,6 +17,7 @@ __all__ = [
     "StorageUnavailable",
     "StorageBusy",
     "SchemaMissing",
+    "LogDamaged",
     "RequestError",
     "BadParameter",
     "BadCursor",
@@ -80,6 +81,10 @@ class SchemaMissing(StorageUnavailable):
     """The tables are not there (yet); the same call works once they are."""
 
     code = "schema_missing"
+
+
+class LogDamaged(SchemaMissing):
+    """The tables are there, and what is in them is no log: somebody emptied, loaded or restored some of them."""
 
 
 class RequestError(LegacyPollError):

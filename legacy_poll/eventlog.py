@@ -2,17 +2,20 @@
 
 Rules. An append is one row in the transaction that the caller commits. A read never answers "nothing" for events that
 vanished under it: the oldest retained position is read again after the events. An empty read says how far it looked,
-so that a quiet channel's cursor moves on.
+so that a quiet channel's cursor moves on. A read never passes a hole in silence: positions are given without gaps, so
+the events of all channels between a cursor and the end of an answer are counted, and one that is missing is told to
+the reader as if it had been trimmed. (An event that was erased by its command leaves a row.)
 
 Interleavings guarded against: a trim between the look at ``oldest`` and the events; a log that was replaced, cut back
-or restored since the cursor was given out (the id at the cursor's position is compared, in the same statement as the
+or restored since the cursor was given out (the mark at the cursor's position is compared, in the same statement as the
 bounds).
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Any, FrozenSet, List, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from sqlalchemy import bindparam, delete, func, insert, literal_column, select, update
 from sqlalchemy.engine import Connection
@@ -21,7 +24,7 @@ from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
-from .errors import BacklogTooLarge, CursorExpired, CursorUnknown, SchemaMissing, StorageBusy
+from .errors import BacklogTooLarge, CursorExpired, CursorUnknown, LogDamaged, SchemaMissing, StorageBusy
 from .events import (
     REVOKE_CHANNEL,
     Batch,
@@ -32,21 +35,42 @@ from .events import (
     encode_data,
     new_event_id,
 )
+from .storage.ages import KnownFor, earlier
+from .storage.repair import EMPTY
 from .tables import event, log, outbox
 
-__all__ = ["EventLog", "Bounds", "Glance", "append", "append_revocation"]
+__all__ = ["EventLog", "Bounds", "Glance", "Trimmed", "append", "append_revocation"]
 
 #: Rows fetched at once, so that a page of the largest events stays small in memory.
 _PAGE_ROWS = 100
 _TRIM_ROWS = 500
 _INSERT = insert(outbox).inline()
+#: Positions that are counted together, once, for all readers that pass them within `_COUNTED_SECONDS`.
+_BLOCK = 10_000
+_COUNTED_SECONDS = 2.0
+#: Positions among which a trim looks for the first young event at once.
+_WINDOW = 100_000
 _HEAD_ID = select(event.c.id).where(event.c.position == log.c.head).scalar_subquery()
+_HEAD_MARK = select(event.c.mark).where(event.c.position == log.c.head).scalar_subquery()
 _ID_AT = select(event.c.id).where(event.c.position == bindparam("at")).scalar_subquery()
+_MARK_AT = select(event.c.mark).where(event.c.position == bindparam("at")).scalar_subquery()
+_IN_RANGE = (event.c.position > bindparam("start"), event.c.position <= bindparam("upto"))
+_COUNT = select(func.count()).select_from(event).where(*_IN_RANGE)
+_LAST = select(func.max(event.c.position)).where(*_IN_RANGE)
+_BEFORE = event.alias()
+# The last event of a range that does not follow another one.
+_LAST_BEGINNING = (
+    select(event.c.position)
+    .where(*_IN_RANGE)
+    .where(~select(_BEFORE.c.position).where(_BEFORE.c.position == event.c.position - 1).exists())
+    .order_by(event.c.position.desc())
+    .limit(1)
+)
 # In id order, so that it is found by the key from the mark on: a scan would walk over every dead row before it.
 _WAITING = (
     select(literal_column("1"))
     .select_from(outbox)
-    .where(outbox.c.id > bindparam("mark"))
+    .where(outbox.c.id >= bindparam("mark"))
     .order_by(outbox.c.id)
     .limit(1)
     .scalar_subquery()
@@ -62,17 +86,19 @@ class Bounds:
         head: The last position given; 0 in an empty log.
         oldest: The first position retained; ``head + 1`` when none is.
         head_id: Id of the event at *head*; None at 0.
+        head_mark: Its mark.
     """
 
     log_id: str
     head: int
     oldest: int
     head_id: Optional[str]
+    head_mark: Optional[str] = None
 
     @property
     def cursor(self) -> Cursor:
         """Behind everything."""
-        return Cursor.at(self.log_id, self.head, self.head_id)
+        return Cursor.at(self.log_id, self.head, self.head_id, self.head_mark)
 
 
 @dataclass(frozen=True)
@@ -83,10 +109,11 @@ class Glance:
         log_id: As in :class:`Bounds`.
         head: As in :class:`Bounds`.
         oldest: As in :class:`Bounds`.
-        head_id: As in :class:`Bounds`; tells a restored log from the one that was there.
+        head_id: As in :class:`Bounds`.
         now: The database's time: RFC 3339, UTC, milliseconds.
         waiting: Whether the outbox has rows, or may have.
         sweep: Whether it must be looked at from its beginning.
+        head_mark: As in :class:`Bounds`; tells a restored log from the one that was there.
     """
 
     log_id: str
@@ -96,11 +123,25 @@ class Glance:
     now: str
     waiting: bool
     sweep: bool = True
+    head_mark: Optional[str] = None
 
     @property
     def cursor(self) -> Cursor:
         """Behind everything."""
-        return Cursor.at(self.log_id, self.head, self.head_id)
+        return Cursor.at(self.log_id, self.head, self.head_id, self.head_mark)
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What one trim did.
+
+    Attributes:
+        deleted: How many events are gone.
+        more: There is more to delete now.
+    """
+
+    deleted: int
+    more: bool = False
 
 
 def append(
@@ -140,8 +181,13 @@ def append(
     return row["event_id"]
 
 
-def append_revocation(where: Any, subject: str) -> None:
+def append_revocation(where: Any, subject: str, *, at: Optional[float] = None) -> None:
     """Adds the revocation of *subject* to the transaction that is open on *where*.
+
+    Args:
+        where: As for :func:`append`.
+        subject: Whose right ends.
+        at: The time on this host, whose clock also says when tokens are made; seconds since 1970.
 
     Raises:
         InvalidEvent: *subject* is empty or not text.
@@ -151,7 +197,9 @@ def append_revocation(where: Any, subject: str) -> None:
         "event_id": new_event_id(),
         "channel": REVOKE_CHANNEL,
         "type": "revoke",
-        "data": encode_data({"subject": subject}, max_bytes=4096),
+        "data": encode_data(
+            {"subject": subject} if at is None else {"subject": subject, "at": round(at, 3)}, max_bytes=4096
+        ),
     }
     where.execute(_INSERT, row)
 
@@ -163,18 +211,30 @@ class EventLog:
         database: Where the tables are.
         settings: Retention.
         backlog: The low-water mark that the sequencer keeps; without one every look is at the whole outbox.
+        clock: Seconds, monotonic.
     """
 
     #: Rows that one batch of a trim deletes.
     trim_rows = _TRIM_ROWS
 
-    def __init__(self, database: Database, settings: Settings, *, backlog: Optional[Backlog] = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        backlog: Optional[Backlog] = None,
+        clock: Callable[[], float] = time.monotonic,
+        known_for: Optional[KnownFor] = None,
+    ) -> None:
         self._database = database
         self._settings = settings
         self._backlog = backlog or Backlog(database.dialect)
-        now: Any = literal_column(database.dialect.now_sql)
-        snapshot: Any = literal_column(database.dialect.snapshot_sql or "NULL")
-        self._glance = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING, snapshot)
+        self._clock = clock
+        self._known_for = known_for or KnownFor()
+        self._glances: Dict[str, Any] = {}
+        # Blocks of the log `_counted_log` that had no hole, and when that was seen.
+        self._counted: Dict[int, float] = {}
+        self._counted_log = ""
 
     def glance(self) -> Glance:
         """Whether there is anything to do: one cheap query.
@@ -183,15 +243,36 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         backlog = self._backlog
-        row = self._database.read(
-            lambda connection: connection.execute(self._glance, {"mark": backlog.mark}).first()
-        )
+        query = self._glance_with(backlog.moment_sql)
+        try:
+            row = self._database.read(
+                lambda connection: connection.execute(query, {"mark": backlog.mark}).first()
+            )
+        except SchemaMissing:
+            backlog.reset()  # perhaps it is the sequence that is missing
+            raise
         if row is None:
-            raise SchemaMissing("legacy_poll_log is empty; run: legacy-poll upgrade")
+            raise LogDamaged(EMPTY)
         sweep = backlog.needs_sweep(row[6])
         # With a mark, only a sweep can tell that there is nothing.
         waiting = row[5] is not None or (sweep and backlog.mark != NO_MARK)
-        return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep)
+        return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep, row[7])
+
+    def begin_anew(self) -> None:
+        """Forgets what was known of the log and the outbox: they are not those that were there."""
+        self._backlog.reset()
+        self._known_for.forget()
+        self._counted.clear()
+
+    def _glance_with(self, moment_sql: str) -> Any:
+        found = self._glances.get(moment_sql)
+        if found is None:
+            now: Any = literal_column(self._database.dialect.now_sql)
+            moment: Any = literal_column(moment_sql)
+            found = self._glances[moment_sql] = select(
+                log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING, moment, _HEAD_MARK
+            )
+        return found
 
     def bounds(self) -> Bounds:
         """What the log holds now.
@@ -218,11 +299,11 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         glance = self.glance()
-
-        def find(connection: Connection) -> int:
-            return self._first_young(connection, _bounds(connection, 0)[0], _earlier(glance.now, seconds))
-
-        return self.cursor_at(self._database.read(find) - 1)
+        young = select(func.min(event.c.position)).where(
+            event.c.position >= glance.oldest, event.c.published_at >= earlier(glance.now, seconds)
+        )
+        first = self._database.read(lambda connection: connection.execute(young).scalar())
+        return self.cursor_at(glance.head if first is None else first - 1)
 
     def cursor_at(self, position: int) -> Cursor:
         """The cursor behind *position*, which must be retained, or 0, or the last one trimmed.
@@ -230,8 +311,8 @@ class EventLog:
         Raises:
             StorageUnavailable: The database failed.
         """
-        bounds, id_there = self._database.read(lambda connection: _bounds(connection, position))
-        return Cursor.at(bounds.log_id, position, id_there)
+        bounds, there = self._database.read(lambda connection: _bounds(connection, position))
+        return Cursor.at(bounds.log_id, position, *there)
 
     def read_after(
         self,
@@ -241,6 +322,7 @@ class EventLog:
         limit: int,
         max_bytes: int,
         max_backlog: int = 0,
+        past_holes: bool = False,
     ) -> Batch:
         """Events on *channels* after *cursor*, oldest first.
 
@@ -250,18 +332,21 @@ class EventLog:
             limit: Most events to return, at least 1.
             max_bytes: Most bytes of data to return; the first event is returned whatever its size.
             max_backlog: Most events after *cursor*, on *channels*; 0 is no limit.
+            past_holes: What is missing does not matter: for who wants what there is.
 
         Returns:
             Batch; its cursor is where to go on, also when it is empty.
 
         Raises:
             BacklogTooLarge: There are more than *max_backlog*.
-            CursorExpired: Events after *cursor* have been trimmed.
+            CursorExpired: Events after *cursor* have been trimmed, or are missing from the log.
             CursorUnknown: *cursor* is of another log, or of an earlier life of this one.
             StorageUnavailable: The database failed; the caller may try again.
         """
         return self._database.read(
-            lambda connection: self._read(connection, cursor, channels, limit, max_bytes, max_backlog)
+            lambda connection: self._read(
+                connection, cursor, channels, limit, max_bytes, max_backlog, past_holes=past_holes
+            )
         )
 
     def _read(
@@ -272,13 +357,18 @@ class EventLog:
         limit: int,
         max_bytes: int,
         max_backlog: int,
+        *,
+        past_holes: bool = False,
+        whole_from: Optional[int] = None,
     ) -> Batch:
-        bounds, id_there = _bounds(connection, cursor.position if cursor else 0)
-        if cursor is None:
-            start = bounds.oldest - 1
-        else:
-            _verify(cursor, bounds, id_there)
+        bounds, there = _bounds(connection, cursor.position if cursor else 0)
+        if cursor is not None:
+            _verify(cursor, bounds, there)
             start = cursor.position
+        elif whole_from is not None:
+            start = max(bounds.oldest, whole_from) - 1
+        else:
+            start = bounds.oldest - 1
         events, more = _pages(connection, start, bounds.head, channels, limit, max_bytes)
         backlog = len(events)
         if max_backlog and more and backlog <= max_backlog:
@@ -291,45 +381,126 @@ class EventLog:
         if still[1] > start + 1:
             if cursor is not None:
                 raise _expired(cursor, still[1])
-            return self._read(connection, None, channels, limit, max_bytes, max_backlog)
+            return self._read(
+                connection, None, channels, limit, max_bytes, max_backlog, past_holes=past_holes
+            )
         if max_backlog and backlog > max_backlog:
             raise BacklogTooLarge.behind(cursor, max_backlog)
+        end = events[-1].position if more else bounds.head
+        whole = past_holes or len(events) == end - start
+        hole = self._hole(connection, bounds.log_id, start, end, whole=whole)
+        if hole is not None:
+            if cursor is not None:
+                raise CursorExpired(
+                    "cursor %s is too old: events before position %d are missing from the log"
+                    % (cursor, hole),
+                    oldest=hole,
+                )
+            # Who has seen nothing begins behind it.
+            return self._read(connection, None, channels, limit, max_bytes, max_backlog, whole_from=hole)
         if more:
-            return Batch(tuple(events), bounds.cursor.after(events[-1].position, events[-1].id), True)
+            newest = events[-1]
+            return Batch(tuple(events), bounds.cursor.after(newest.position, newest.id, newest.mark), True)
         return Batch(tuple(events), bounds.cursor)
 
-    def read_new(self, position: int, *, upto: int, limit: int, max_bytes: int) -> List[Event]:
-        """Everything from *position* itself to *upto*, oldest first; for a publisher that checks what it gets.
+    def _hole(
+        self, connection: Connection, log_id: str, start: int, end: int, *, whole: bool
+    ) -> Optional[int]:
+        """Where events are missing after *start* up to *end*: the position behind the last that is; None if none is.
 
-        The event at *position* is there too (unless it is 0, or was trimmed), so that the reader can see that it is
-        still the one it knows.
+        Args:
+            whole: The events that were read are as many as there must be.
+        """
+        if whole or start >= end:
+            return None
+        now = self._clock()
+        if self._counted_log != log_id or len(self._counted) > 1000:
+            self._counted.clear()
+            self._counted_log = log_id
+        place = start
+        while place < end:
+            # Many readers with different cursors pass the same positions; those of whole blocks are counted for all
+            # of them, once in two seconds.
+            block, offset = divmod(place, _BLOCK)
+            upto = min(end, (block + 1) * _BLOCK)
+            is_block = offset == 0 and upto - place == _BLOCK
+            if not (is_block and now - self._counted.get(block, -_COUNTED_SECONDS) < _COUNTED_SECONDS):
+                found = connection.execute(_COUNT, {"start": place, "upto": upto}).scalar()
+                if found != upto - place:
+                    return self._behind_hole(connection, start, end)
+                if is_block:
+                    self._counted[block] = now
+            place = upto
+        return None
+
+    def _behind_hole(self, connection: Connection, start: int, end: int) -> int:
+        where = {"start": start, "upto": end}
+        last = connection.execute(_LAST, where).scalar()
+        if last is None or last < end:
+            return end + 1
+        first: Optional[int] = connection.execute(_LAST_BEGINNING, where).scalar()
+        return first if first is not None else end + 1
+
+    def read_new(
+        self, position: int, *, upto: int, limit: int, max_bytes: int
+    ) -> Tuple[Optional[str], List[Event]]:
+        """What a publisher that is at *position* has not seen, and what it may compare with what it has seen.
+
+        Args:
+            position: Of the last event that it has.
+            upto: The last position that it wants.
+            limit: Most events.
+            max_bytes: Most bytes of data; the first event is returned whatever its size.
+
+        Returns:
+            The check of the event at *position*, None where there is none; and the events behind it, oldest first,
+            which may have gaps.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+
+        def read(connection: Connection) -> Tuple[Optional[str], List[Event]]:
+            events, _ = _pages(connection, position, upto, None, limit, max_bytes)
+            # After the events: what was there when they were read is told from what came since.
+            there = connection.execute(
+                select(event.c.id, event.c.mark).where(event.c.position == position)
+            ).first()
+            return None if there is None else check_of(there[0], there[1]), events
+
+        return self._database.read(read)
+
+    def read_at(self, first: int, last: int) -> List[Event]:
+        """The events from *first* to *last* that are there.
 
         Raises:
             StorageUnavailable: The database failed.
         """
         return self._database.read(
-            lambda connection: _pages(connection, position - 1, upto, None, limit, max_bytes)[0]
+            lambda connection: _pages(
+                connection, first - 1, last, None, last - first + 1, (last - first + 1) << 40
+            )[0]
         )
 
-    def trim(self, now: str, *, batches: int = 20) -> int:
+    def trim(self, now: str, *, batches: int = 20) -> Trimmed:
         """Deletes what is older or more than the settings keep, in small transactions.
 
-        ``oldest`` moves first, so that a reader finds out before events are gone. The last event stays in the table
-        (below ``oldest``), so that the cursor behind it can still be checked.
+        Only a beginning of the log goes, in which each event is old by its own time, or has been known to this worker
+        for as long as events are kept. ``oldest`` moves first, so that a reader finds out before events are gone. The
+        last event stays in the table (below ``oldest``), so that the cursor behind it can still be checked.
 
         Args:
-            now: The database's time, as a glance gave it.
+            now: The present, as far as it may be believed: see ``storage.ages``.
             batches: Most batches of 500 to delete in this call; the next call goes on.
-
-        Returns:
-            How many events were deleted.
 
         Raises:
             StorageUnavailable: The database failed.
         """
-        oldest = self._database.read(lambda connection: self._first_to_keep(connection, now))
         bounds = self.bounds()
-        deleted = 0
+        oldest, looked_at_all = self._database.read(
+            lambda connection: self._first_to_keep(connection, bounds, now)
+        )
+        deleted, more = 0, not looked_at_all
         try:
             if oldest > bounds.oldest:
                 self._database.write(lambda connection: self._advance(connection, bounds.log_id, oldest))
@@ -338,33 +509,47 @@ class EventLog:
                 deleted += count
                 if count < _TRIM_ROWS:
                     break
-        except StorageBusy:
-            pass  # others write just now; what is left is trimmed next time
-        return deleted
-
-    def _first_to_keep(self, connection: Connection, now: str) -> int:
-        bounds, _ = _bounds(connection, 0)
-        first = bounds.oldest
-        if self._settings.retention_events:
-            first = max(first, bounds.head - self._settings.retention_events + 1)
-        if self._settings.retention_seconds:
-            first = max(
-                first, self._first_young(connection, bounds, _earlier(now, self._settings.retention_seconds))
-            )
-        return first
-
-    def _first_young(self, connection: Connection, bounds: Bounds, cutoff: str) -> int:
-        # Times rise with positions but for clock steps, so halving finds the boundary with a few reads by key; a
-        # step can only make the boundary less exact, never tear a hole.
-        low, high = bounds.oldest, bounds.head + 1
-        while low < high:
-            middle = (low + high) // 2
-            row = connection.execute(select(event.c.published_at).where(event.c.position == middle)).first()
-            if row is not None and row[0] >= cutoff:
-                high = middle
             else:
-                low = middle + 1
-        return low
+                more = True
+        except StorageBusy:
+            more = False  # others write just now; what is left is trimmed next time
+        return Trimmed(deleted, more)
+
+    def _first_to_keep(self, connection: Connection, bounds: Bounds, now: str) -> Tuple[int, bool]:
+        """The first position to keep, and whether it was looked for everywhere."""
+        first, everywhere = bounds.oldest, True
+        if self._settings.retention_events:
+            first = max(first, self._first_of_most(connection, bounds))
+        seconds = self._settings.retention_seconds
+        if seconds:
+            known = self._known_for.see(bounds.log_id, bounds.head, seconds)
+            first = max(first, min(known, bounds.head) + 1)
+            cutoff = earlier(now, seconds)
+            upto = min(bounds.head, first + _WINDOW)
+            young = connection.execute(
+                select(event.c.position)
+                .where(event.c.position >= first, event.c.position <= upto, event.c.published_at >= cutoff)
+                .order_by(event.c.position)
+                .limit(1)
+            ).scalar()
+            everywhere = young is not None or upto == bounds.head
+            first = upto + 1 if young is None else young
+        return first, everywhere
+
+    def _first_of_most(self, connection: Connection, bounds: Bounds) -> int:
+        """The first position of as many events as the settings keep."""
+        most = self._settings.retention_events
+        if bounds.head - bounds.oldest + 1 <= most + most // 100:
+            return bounds.oldest  # not longer than that, or by so little that it can wait
+        # With holes it is shorter than its positions say: count what is there.
+        found: Optional[int] = connection.execute(
+            select(event.c.position)
+            .where(event.c.position >= bounds.oldest, event.c.position <= bounds.head)
+            .order_by(event.c.position.desc())
+            .limit(1)
+            .offset(most - 1)
+        ).scalar()
+        return bounds.oldest if found is None else found
 
     def _advance(self, connection: Connection, log_id: str, oldest: int) -> None:
         self._database.dialect.begin_move(connection)
@@ -379,33 +564,41 @@ class EventLog:
         if not self._database.dialect.try_trim_lock(connection):
             return 0
         keep = connection.execute(select(log.c.oldest)).scalar() or 0
-        first = connection.execute(select(func.min(event.c.position))).scalar()
-        if first is None or first >= keep - 1:
+        # The positions that are there, not so many from the first on: there may be holes.
+        rows = connection.execute(
+            select(event.c.position)
+            .where(event.c.position < keep - 1)
+            .order_by(event.c.position)
+            .limit(_TRIM_ROWS)
+        ).all()
+        if not rows:
             return 0
-        end = min(first + _TRIM_ROWS, keep - 1)
-        result = connection.execute(delete(event).where(event.c.position >= first, event.c.position < end))
+        result = connection.execute(
+            delete(event).where(event.c.position >= rows[0][0], event.c.position <= rows[-1][0])
+        )
         return int(result.rowcount)
 
 
-def _bounds(connection: Connection, position: int) -> Tuple[Bounds, Optional[str]]:
-    """The log's bounds and the id at *position*, as of one moment."""
+def _bounds(connection: Connection, position: int) -> Tuple[Bounds, Tuple[Optional[str], Optional[str]]]:
+    """The log's bounds, and the id and the mark at *position*, as of one moment."""
     row = connection.execute(_BOUNDS, {"at": position}).first()
     if row is None:
-        raise SchemaMissing("legacy_poll_log is empty; run: legacy-poll upgrade")
-    return Bounds(row[0], row[1], row[2], row[3]), row[4]
+        raise LogDamaged(EMPTY)
+    return Bounds(row[0], row[1], row[2], row[3], row[4]), (row[5], row[6])
 
 
-_BOUNDS = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, _ID_AT)
+_BOUNDS = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, _HEAD_MARK, _ID_AT, _MARK_AT)
 
 
-def _verify(cursor: Cursor, bounds: Bounds, id_there: Optional[str]) -> None:
+def _verify(cursor: Cursor, bounds: Bounds, there: Tuple[Optional[str], Optional[str]]) -> None:
+    event_id, mark = there
     if cursor.log != short_log(bounds.log_id):
         raise CursorUnknown("cursor %s is of another log than %s" % (cursor, short_log(bounds.log_id)))
     if cursor.position > bounds.head:
         raise CursorUnknown("cursor %s is beyond the end of the log, position %d" % (cursor, bounds.head))
     if cursor.position + 1 < bounds.oldest:
         raise _expired(cursor, bounds.oldest)
-    if cursor.check != check_of(id_there):
+    if cursor.check != check_of(event_id, mark):
         raise CursorUnknown(
             "cursor %s is of an earlier life of this log: it has another event there" % cursor
         )
@@ -427,7 +620,13 @@ def _pages(
 ) -> Tuple[List[Event], bool]:
     """Events after *start* up to *upto* within the limits, and whether there are more."""
     query = select(
-        event.c.position, event.c.id, event.c.channel, event.c.type, event.c.data, event.c.published_at
+        event.c.position,
+        event.c.id,
+        event.c.channel,
+        event.c.type,
+        event.c.data,
+        event.c.published_at,
+        event.c.mark,
     ).where(event.c.position > bindparam("start"), event.c.position <= bindparam("upto"))
     if channels is not None:
         query = query.where(event.c.channel.in_(sorted(channels)))
@@ -438,7 +637,9 @@ def _pages(
         rows = min(_PAGE_ROWS, limit + 1 - len(events))
         page = connection.execute(query, {"start": start, "upto": upto, "rows": rows}).all()
         for row in page:
-            found = Event(row[0], row[1], row[2], row[3], row[4], row[5])
+            if channels is not None and row[2] not in channels:
+                continue  # one to the database's collation, and another channel all the same
+            found = Event(*row)
             total += found.size
             if events and (len(events) >= limit or total > max_bytes):
                 return events, True
@@ -460,14 +661,3 @@ def _count(
         query = query.where(event.c.channel.in_(sorted(channels)))
     found = connection.execute(select(func.count()).select_from(query.limit(most).subquery())).scalar()
     return int(found or 0)
-
-
-def _earlier(now: str, seconds: float) -> str:
-    """The RFC 3339 time *seconds* before *now*."""
-    from datetime import datetime, timedelta
-
-    try:
-        moment = datetime.strptime(now, "%Y-%m-%dT%H:%M:%S.%fZ") - timedelta(seconds=seconds)
-    except OverflowError:
-        return ""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000)

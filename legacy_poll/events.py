@@ -12,9 +12,10 @@ import math
 import re
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
+from datetime import datetime, timezone
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
-from .cursors import Cursor
+from .cursors import MAX_POSITION, Cursor, check_of
 from .errors import EventTooLarge, InvalidEvent
 
 __all__ = ["Event", "Batch", "check_name", "check_data", "encode_data", "new_event_id", "NAME_RULE"]
@@ -29,8 +30,12 @@ MAX_DEPTH = 200
 NAME_CHARACTERS = "A-Za-z0-9_.:/@~+=-"
 NAME_RULE = "1 to %d of the characters A-Z a-z 0-9 _ . : / @ ~ + = -"
 RESERVED_PREFIX = "$"
-#: The one reserved channel; its events have data {"subject": "..."}.
+#: Its events have data {"subject": "..."}, and perhaps "at": the revoking server's time, seconds since 1970.
 REVOKE_CHANNEL = "$revoke"
+#: Its events have data {"positions": [[first, last], ...]}: where events were erased.
+ERASE_CHANNEL = "$erase"
+#: Where an erased event stands from then on; its data are null.
+ERASED_CHANNEL = "$erased"
 
 _NAME = re.compile("[%s]+" % NAME_CHARACTERS)
 # A string that never ends counts as one too: tried again from every quote in it, it would cost minutes.
@@ -49,9 +54,10 @@ class Event:
         type: What kind of thing happened.
         data: JSON text.
         time: When it entered the log: RFC 3339, UTC, milliseconds.
+        mark: Of the move that put it there; None when that was before there were marks.
     """
 
-    __slots__ = ("position", "id", "channel", "type", "data", "time")
+    __slots__ = ("position", "id", "channel", "type", "data", "time", "mark")
 
     position: int
     id: str
@@ -59,6 +65,12 @@ class Event:
     type: str
     data: str
     time: str
+    mark: Optional[str]
+
+    @property
+    def check(self) -> str:
+        """What a cursor behind this event is checked by."""
+        return check_of(self.id, self.mark)
 
     @property
     def size(self) -> int:
@@ -81,6 +93,12 @@ class Batch:
     cursor: Cursor
     more: bool = False
     rendered: Dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+
+def seconds_of(time: str) -> float:
+    """An event's *time* as seconds since 1970."""
+    moment = datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.replace(tzinfo=timezone.utc).timestamp()
 
 
 def new_event_id() -> str:
@@ -180,6 +198,21 @@ def check_event_id(value: Optional[str]) -> str:
         InvalidEvent: It breaks the rule.
     """
     return new_event_id() if value is None else check_name("id", value, longest=MAX_ID)
+
+
+def positions_in(says: Any) -> Optional[List[Tuple[int, int]]]:
+    """The first and last positions that *says*, the data of an event on :data:`ERASE_CHANNEL`, names; None if none."""
+    ranges = says.get("positions") if isinstance(says, dict) else None
+    if not isinstance(ranges, list) or not ranges:
+        return None
+    found = []
+    for each in ranges:
+        if not isinstance(each, list) or len(each) != 2 or not all(type(number) is int for number in each):
+            return None
+        if not 0 < each[0] <= each[1] <= MAX_POSITION:
+            return None
+        found.append((each[0], each[1]))
+    return found
 
 
 def _check_size(size: int, max_bytes: int) -> None:

@@ -23,7 +23,7 @@ from .events import DEFAULT_CHANNEL, check_channels, check_event_id
 from .runtime import Runtime
 from .scripts import NAMES as SCRIPTS
 from .scripts import digest_of
-from .tables import event
+from .tables import event, log
 from .tokens import Tokens
 from .views import make_blueprint
 from .wakeups import HostSender, LocalWakeup, directory_of
@@ -192,7 +192,7 @@ class LegacyPoll:
             append_revocation(where, subject)
             self._wakeup.published(where)
             return
-        self.runtime.patient.write(lambda connection: append_revocation(connection, subject))
+        self.runtime.patient.write(lambda connection: append_revocation(connection, subject, at=time.time()))
         self._state.wake()
 
     def cursor(self) -> str:
@@ -357,7 +357,10 @@ class LegacyPoll:
             given = [check_event_id(row["id"]) for row in rows if row["id"] is not None]
             known = set()
             for start in range(0, len(given), 500):
-                query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
+                query = select(event.c.id).where(
+                    event.c.id.in_(given[start : start + 500]),
+                    event.c.position >= select(log.c.oldest).scalar_subquery(),
+                )
                 known.update(connection.execute(query).scalars())
             published = []
             for row in rows:

@@ -99,6 +99,8 @@ class Hold:
         self.draining = False
         #: Called when a right was revoked: for those who hold polls whose questions do not say who asks.
         self.on_revoked: Callable[[], None] = _nothing
+        #: Called when the log is not the one that memory has: somebody should look, and not only at the next interval.
+        self.on_other_log: Callable[[], None] = _nothing
 
     def drain(self) -> None:
         """Answers everybody as at their timeout, now and from now on: this process is about to end."""
@@ -165,13 +167,16 @@ class Hold:
         first = stay is None  # how far behind it may be is asked of the cursor that it came with
         cursor = question.cursor if stay is None else stay.cursor
         deadline = self._clock() + question.hold_seconds if stay is None else stay.deadline
-        verified = False  # in a hub that started afresh, a poll does so too
+        verified = cut_back = False  # in a hub that started afresh, a poll does so too
         while True:
             self.check(question.subject, question.authorised_at)
             if cursor is not None:
-                found = self._join(question, cursor, deadline, verified=verified, first=first, polls=polls)
+                found = self._join(
+                    question, cursor, deadline, verified=verified, cut_back=cut_back, first=first, polls=polls
+                )
                 if found is not None:
                     return found
+            known = self._hub.cursor
             batch = self._catchup.read_after(
                 cursor, channels=question.channels, limit=question.limit, first=first
             )
@@ -181,6 +186,10 @@ class Hold:
             if batch.events or self._clock() >= deadline:
                 return batch
             cursor, verified = batch.cursor, True
+            # Positions are never taken back, so a log that ends before what this worker knew is another one.
+            cut_back = known is not None and known.log == cursor.log and cursor.position < known.position
+            if cut_back or (known is not None and known.position == cursor.position and known != cursor):
+                self.on_other_log()
 
     def enter_from_memory(
         self, question: Question, cursor: Cursor, deadline: float, *, first: bool = True, polls: int = 1
@@ -188,7 +197,9 @@ class Hold:
         """As :meth:`enter` from *cursor* on, without ever blocking; None when only :meth:`enter` can tell."""
         if self.is_revoked(question):
             return None
-        return self._join(question, cursor, deadline, verified=False, first=first, polls=polls)
+        return self._join(
+            question, cursor, deadline, verified=False, cut_back=False, first=first, polls=polls
+        )
 
     def left(self, stay: Stay) -> float:
         """How many seconds *stay* may last from now on."""
@@ -210,10 +221,24 @@ class Hold:
         return Batch((), stay.cursor) if self.draining else None
 
     def _join(
-        self, question: Question, cursor: Cursor, deadline: float, *, verified: bool, first: bool, polls: int
+        self,
+        question: Question,
+        cursor: Cursor,
+        deadline: float,
+        *,
+        verified: bool,
+        cut_back: bool,
+        first: bool,
+        polls: int,
     ) -> Union[Batch, Stay, None]:
         found = self._hub.join(
-            question.channels, cursor, limit=question.limit, verified=verified, first=first, polls=polls
+            question.channels,
+            cursor,
+            limit=question.limit,
+            verified=verified,
+            cut_back=cut_back,
+            first=first,
+            polls=polls,
         )
         if not isinstance(found, Group):
             return found

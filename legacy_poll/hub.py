@@ -22,7 +22,7 @@ from typing import Any, Callable, Deque, Dict, FrozenSet, List, Optional, Sequen
 
 import gevent.event
 
-from .cursors import Cursor, check_of
+from .cursors import Cursor
 from .errors import BacklogTooLarge, ServerFull
 from .events import Batch, Event
 
@@ -116,6 +116,14 @@ class Hub:
         """How many events are in memory."""
         return len(self._tail)
 
+    @property
+    def span(self) -> Tuple[int, int]:
+        """The first and the last position in memory; the last is below the first when there is none."""
+        with self._lock:
+            if not self._tail:
+                return 1, 0
+            return self._tail[0].position, self._tail[-1].position
+
     def prime(self, cursor: Cursor) -> None:
         """Starts afresh behind *cursor*, with nothing in memory; everybody who waits looks again."""
         with self._lock:
@@ -179,6 +187,22 @@ class Hub:
         _wake(reached)
         _wake([group for group in passed if group.ended])
 
+    def replace(self, events: Sequence[Event]) -> None:
+        """Remembers *events*, which were erased from the log, instead of those that were at their positions."""
+        with self._lock:
+            for event in events:
+                number = event.position - self._tail[0].position if self._tail else -1
+                if not 0 <= number < len(self._tail) or self._tail[number] == event:
+                    continue
+                before, self._tail[number] = self._tail[number], event
+                self._bytes += event.size - before.size
+                self._by_channel[before.channel].remove(before)
+                if not self._by_channel[before.channel]:
+                    del self._by_channel[before.channel]
+                theirs = [*self._by_channel.get(event.channel, ()), event]
+                self._by_channel[event.channel] = deque(sorted(theirs, key=lambda each: each.position))
+            self._memo.clear()
+
     def join(
         self,
         channels: Channels,
@@ -186,6 +210,7 @@ class Hub:
         *,
         limit: int,
         verified: bool = False,
+        cut_back: bool = False,
         first: bool = True,
         polls: int = 1,
     ) -> Union[Batch, Group, None]:
@@ -196,6 +221,8 @@ class Hub:
             cursor: Where the poll stands.
             limit: Most events in the answer.
             verified: The log itself has just vouched for *cursor*.
+            cut_back: And the log ends there, though this worker had read further before: it was cut back. Whatever
+                comes then comes after the hub has started afresh, which ends every wait.
             first: The poll has just come; one that waited already may be behind as far as it likes.
             polls: How many ask the same; all of them join, or none.
 
@@ -210,7 +237,7 @@ class Hub:
         with self._lock:
             ahead: Optional[Cursor] = None
             if not self._knows(cursor):
-                if not verified or not self._is_ahead(cursor):
+                if not verified or not (cut_back or self._is_ahead(cursor)):
                     return None
                 ahead = cursor
             else:
@@ -278,7 +305,7 @@ class Hub:
         if cursor.position == self._floor.position:
             return cursor.check == self._floor.check
         there = self._tail[cursor.position - self._tail[0].position]
-        return cursor.check == check_of(there.id)
+        return cursor.check == there.check
 
     def _is_ahead(self, cursor: Cursor) -> bool:
         """Whether a cursor that memory cannot vouch for, but the log did, may wait here."""
@@ -324,7 +351,7 @@ class Hub:
             on_channel.popleft()
             if not on_channel:
                 del self._by_channel[oldest.channel]
-            self._floor = self._floor.after(oldest.position, oldest.id)
+            self._floor = self._floor.after(oldest.position, oldest.id, oldest.mark)
 
     def _remove(self, group: Group) -> None:
         key = (group.channels, group.ahead)
@@ -362,7 +389,7 @@ def cut(events: Sequence[Event], cursor: Cursor, limit: int, max_bytes: int) -> 
         total += event.size
         if count and (count >= limit or total > max_bytes):
             last = events[count - 1]
-            return Batch(tuple(events[:count]), cursor.after(last.position, last.id), True)
+            return Batch(tuple(events[:count]), cursor.after(last.position, last.id, last.mark), True)
     return Batch(tuple(events), cursor)
 
 

@@ -4,13 +4,15 @@ Rules. A tick does one step and says how long to pause; :meth:`Publisher.run` on
 depend on the number of clients. The position moves when ``hub.deliver`` has returned, and not before. Whatever the
 database does, the loop goes on: it backs off with jitter, says so once, and says once that it is over.
 
-Interleavings guarded against: the log replaced or cut back under a running worker (its id, or the id of the event at
-our position, is another: the hub starts afresh, and everybody who waits looks again); events trimmed before this
-worker read them, because it was stopped for long; a hint that comes before its commit.
+Interleavings guarded against: the log replaced or cut back under a running worker (its id, or the mark of the event
+at our position, is another: the hub starts afresh, and everybody who waits looks again); events that are not there any
+more when this worker comes to read them, since it was stopped for long or somebody deleted rows (memory starts behind
+them, once for each such place); a hint that comes before its commit.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
@@ -18,12 +20,13 @@ import time
 from typing import Callable, List, Optional, Tuple
 
 from .config import Settings
-from .cursors import Cursor
-from .errors import LegacyPollError, SchemaError, StorageUnavailable
+from .cursors import Cursor, check_of
+from .errors import LegacyPollError, LogDamaged, SchemaError, StorageUnavailable
 from .eventlog import EventLog, Glance
-from .events import RESERVED_PREFIX, Event
+from .events import ERASE_CHANNEL, RESERVED_PREFIX, Event, positions_in, seconds_of
 from .hub import Hub
 from .sequencer import Moved, Sequencer
+from .storage.ages import SteadyClock
 
 __all__ = ["Publisher"]
 
@@ -45,6 +48,9 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 2.0
 #: A lock on the log held for longer than this is named in the log, seconds.
 _LOCK_PATIENCE_SECONDS = 1.0
+_BLOCKED_ADVICE = (
+    " (a job that copies legacy_poll_event must do so at READ COMMITTED, or it locks the end of the table)"
+)
 
 
 class Publisher:
@@ -61,6 +67,8 @@ class Publisher:
             again.
         watch: Called before every tick, also while the database fails; what it does must be quick.
         clock: Seconds, monotonic.
+        wall: This host's time, seconds since 1970.
+        steady: What may be believed of the database's time; by default a SteadyClock.
         jitter: A number from 0 to 1.
     """
 
@@ -76,6 +84,8 @@ class Publisher:
         on_prime: Callable[[], None] = lambda: None,
         watch: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        steady: Optional[Callable[[str], str]] = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._log = log
@@ -87,6 +97,8 @@ class Publisher:
         self._on_prime = on_prime
         self._watch = watch
         self._clock = clock
+        self._wall = wall
+        self._steady = SteadyClock(wall=wall) if steady is None else steady
         self._jitter = jitter
         self._stopped = threading.Event()
         self._woken = threading.Event()
@@ -96,7 +108,12 @@ class Publisher:
         self._failures = 0
         self._starting = threading.Lock()
         self._thread: Optional[threading.Thread] = None
-        self._torn: Optional[Tuple[str, int, int]] = None
+        self._hole: Optional[Tuple[str, int]] = None
+        self._said = ""
+        self._clock_said = False
+        self._erased: List[Tuple[int, int]] = []
+        # The database's time at the last look, and this host's before and after it.
+        self._times: Optional[Tuple[str, float, float]] = None
         self._trim_at = clock() + settings.trim_interval_seconds * jitter()
         self._busy_since: Optional[float] = None
         self._busy_head = -1
@@ -188,9 +205,12 @@ class Publisher:
             warning = self._check()
             if warning:
                 logger.warning("legacy_poll: %s", warning)
+            self._said = warning or ""
             self._checked = True
         self.ticks += 1
+        before = self._wall()
         glance = self._log.glance()
+        self._times = (glance.now, before, self._wall())
         if self._is_other_log(glance):
             self._prime(glance)
         moved = Moved()
@@ -199,6 +219,8 @@ class Publisher:
         else:
             self._busy_since = None
         found = self._deliver(glance, moved)
+        if self._erased:
+            self._forget_erased()
         if self._clock() >= self._trim_at:
             self._trim(glance)
         found = found or moved.more
@@ -224,8 +246,24 @@ class Publisher:
                 self._hub.cursor,
                 glance.cursor,
             )
+            self._log.begin_anew()
         self._on_prime()
         self._hub.prime(cursor)
+
+    def host_time_of(self, database_time: str) -> float:
+        """What this host's clock said, or would have said, at a time of the database's clock.
+
+        Args:
+            database_time: RFC 3339, UTC, milliseconds.
+
+        Returns:
+            Seconds since 1970, as exact as the last look at the database was quick.
+        """
+        moment = seconds_of(database_time)
+        if self._times is None:
+            return moment
+        now, before, after = self._times
+        return moment + (before + after) / 2 - seconds_of(now)
 
     def _move(self, glance: Glance) -> Moved:
         moved = self._sequencer.move(glance)
@@ -240,9 +278,12 @@ class Publisher:
         elif self._clock() - self._busy_since >= _LOCK_PATIENCE_SECONDS and not self._busy_named:
             self._busy_named = True
             logger.warning(
-                "legacy_poll: the lock on legacy_poll_log has been held for over a second, and committed events wait "
-                "for it; held by: %s",
+                "legacy_poll: %s for over a second, and committed events wait for it; held by: %s%s",
+                "a lock on rows that a move writes has been held"
+                if moved.blocked
+                else "the lock on legacy_poll_log has been held",
                 self._lock_holder(),
+                _BLOCKED_ADVICE if moved.blocked else "",
             )
         return moved
 
@@ -262,39 +303,80 @@ class Publisher:
         head = moved.events[-1].position if moved.events else glance.head
         if head <= ours.position:
             return bool(moved.events)
-        events = self._log.read_new(ours.position, upto=head, limit=_READ_EVENTS, max_bytes=_READ_BYTES)
-        if ours.position and (not events or not _continues(ours, events.pop(0))):
-            return self._start_afresh(glance)
-        if not events or any(event.position != ours.position + 1 + n for n, event in enumerate(events)):
-            return self._start_afresh(glance)
-        self._deliver_events(ours, events)
+        there, events = self._log.read_new(
+            ours.position, upto=head, limit=_READ_EVENTS, max_bytes=_READ_BYTES
+        )
+        if ours.check != (check_of(None) if there is None else there):
+            self._prime(glance)
+            return True
+        following = [
+            event for number, event in enumerate(events, ours.position + 1) if event.position == number
+        ]
+        if following:
+            self._deliver_events(ours, following)
+        else:
+            self._pass_hole(glance, ours.position + 1, events[0].position - 1 if events else head)
         return True
 
-    def _start_afresh(self, glance: Glance) -> bool:
-        torn = (glance.log_id, glance.head, glance.oldest)
-        if torn == self._torn:
-            # Nothing moved and it is still torn: somebody deleted rows by hand. Memory starts behind the hole, or
-            # this would go round for ever; what is before it, polls ask the log for.
-            self._on_prime()
-            self._hub.prime(glance.cursor)
-            return False
-        self._torn = torn
-        self._prime(glance)
-        return True
+    def _pass_hole(self, glance: Glance, first: int, last: int) -> None:
+        """Starts behind the positions *first* to *last*, where nothing is any more."""
+        if self._hole != (glance.log_id, last):
+            self._hole = (glance.log_id, last)
+            logger.warning(
+                "legacy_poll: the events from position %d to %d are missing from the log: deleted by hand, or trimmed "
+                "before this worker had read them; clients that have not seen them are told (410 cursor_expired)",
+                first,
+                last,
+            )
+        self._on_prime()
+        self._hub.prime(self._log.cursor_at(last))
 
     def _deliver_events(self, ours: Cursor, events: List[Event]) -> None:
         reserved = [event for event in events if event.channel.startswith(RESERVED_PREFIX)]
         if reserved:
             self._on_reserved(reserved)
         last = events[-1]
-        self._hub.deliver(events, ours.after(last.position, last.id))
+        self._hub.deliver(events, ours.after(last.position, last.id, last.mark))
+        for event in reserved:
+            if event.channel == ERASE_CHANNEL:
+                self._erased += positions_in(json.loads(event.data)) or []
+
+    def _forget_erased(self) -> None:
+        # What the log says is there now, whatever the event says: so nobody can make memory forget what was not erased.
+        while self._erased:
+            known = self._hub.span
+            first, last = self._erased[-1]
+            first, last = max(first, known[0]), min(last, known[1])
+            if first <= last:
+                self._hub.replace(self._log.read_at(first, last))
+            self._erased.pop()
 
     def _trim(self, glance: Glance) -> None:
         # The interval, spread over the workers. Set first: a trim that fails must not fail every tick.
         interval = self._settings.trim_interval_seconds
         self._trim_at = self._clock() + interval * (0.75 + 0.5 * self._jitter())
-        if self._log.trim(glance.now, batches=1) >= self._log.trim_rows:
-            self._trim_at = self._clock()  # a full batch: there is more, but other ticks come between
+        self._look_at_tables()
+        now = self._steady(glance.now)
+        ahead = getattr(self._steady, "ahead_seconds", 0.0)
+        if ahead and not self._clock_said:
+            logger.warning(
+                "legacy_poll: the database's clock is %d s ahead of this host's, or has jumped by as much: events are "
+                "trimmed by the earlier time; when the clocks are right, restart the workers",
+                ahead,
+            )
+        self._clock_said = bool(ahead)
+        if self._log.trim(now, batches=1).more:
+            self._trim_at = self._clock()  # there is more, but other ticks come between
+
+    def _look_at_tables(self) -> None:
+        """Says, once, what somebody has done to the tables since the start, while events go on as long as they can."""
+        try:
+            said = self._check() or ""
+        except (SchemaError, LogDamaged) as error:
+            said = str(error)
+        if said and said != self._said:
+            logger.warning("legacy_poll: %s", said)
+        self._said = said
 
     def _pause(self, found: bool, more: bool) -> float:
         interval = self._settings.poll_interval_seconds
@@ -319,8 +401,3 @@ class Publisher:
         bound = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, 10)
         return bound * (0.5 + 0.5 * self._jitter())
-
-
-def _continues(cursor: Cursor, event: Event) -> bool:
-    """Whether *event* is the one that *cursor* stands behind."""
-    return cursor.after(event.position, event.id) == cursor

@@ -6,24 +6,31 @@ authorisation that is under way: each poll remembers how many revocations this w
 A worker that starts loads what was revoked before, and whoever has a subject waits for that: an old token must not be
 taken for a good one in the worker's first moments, and who has logged in again since must not be refused. So what the
 log says twice (loaded, then delivered; or loaded anew) is taken in once.
+
+A token's time is of a server's clock, an event's of the database's, and the two need not agree. So a revocation by
+``poll.revoke`` says its own server's time, and the time of any other is translated to this host's clock.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from datetime import datetime, timezone
-from typing import Dict, Iterable, List, Optional
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
-from .events import REVOKE_CHANNEL, Event
+from .events import REVOKE_CHANNEL, Event, seconds_of
 
 __all__ = ["Revocations"]
 
 
 class Revocations:
-    """What this worker knows of revocations."""
+    """What this worker knows of revocations.
 
-    def __init__(self) -> None:
+    Args:
+        host_time_of: What this host's clock said at a time of the database's: RFC 3339 to seconds since 1970.
+    """
+
+    def __init__(self, *, host_time_of: Callable[[str], float] = seconds_of) -> None:
+        self._host_time_of = host_time_of
         self._lock = threading.Lock()
         self._by_subject: Dict[str, int] = {}
         self._times: Dict[str, float] = {}
@@ -40,7 +47,7 @@ class Revocations:
         Returns:
             Whose right was revoked since the last load, as far as this worker had not noted it.
         """
-        last = {subject: event for event in events for subject in [_subject_in(event)] if subject is not None}
+        last = {subject: event for event in events for subject in [_says(event)[0]] if subject is not None}
         new = [subject for subject, event in last.items() if self._ids.get(subject) != event.id]
         for subject in new:
             self._take(subject, last[subject])
@@ -54,18 +61,19 @@ class Revocations:
         Returns:
             Whose right was revoked; None for an event that says something else, or that was loaded.
         """
-        subject = _subject_in(event)
+        subject = _says(event)[0]
         if subject is None or event.position <= self._loaded_to:
             return None
         self._take(subject, event)
         return subject
 
     def _take(self, subject: str, event: Event) -> None:
-        moment = datetime.strptime(event.time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+        at = _says(event)[1]
+        moment = self._host_time_of(event.time) if at is None else at
         with self._lock:
             self.serial += 1
             self._by_subject[subject] = self.serial
-            self._times[subject] = max(moment.timestamp(), self._times.get(subject, 0.0))
+            self._times[subject] = max(moment, self._times.get(subject, 0.0))
             self._ids[subject] = event.id
 
     def happened(self, subject: Optional[str], *, since: int) -> bool:
@@ -77,7 +85,10 @@ class Revocations:
         return subject is not None and issued <= self._times.get(subject, float("-inf"))
 
 
-def _subject_in(event: Event) -> Optional[str]:
+def _says(event: Event) -> Tuple[Optional[str], Optional[float]]:
+    """Whose right *event* revokes, and when by a server's clock, if it says so."""
     says = json.loads(event.data) if event.channel == REVOKE_CHANNEL else None
-    subject = says.get("subject") if isinstance(says, dict) else None
-    return subject if isinstance(subject, str) else None
+    if not isinstance(says, dict) or not isinstance(says.get("subject"), str):
+        return None, None
+    at = says.get("at")
+    return says["subject"], float(at) if isinstance(at, (int, float)) and at == at else None

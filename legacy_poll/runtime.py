@@ -82,7 +82,7 @@ class Runtime:
             most_waiting=settings.max_catchups,
             make_event=make_event,
         )
-        self.revocations = Revocations()
+        self.revocations = Revocations(host_time_of=lambda time: self.publisher.host_time_of(time))
         self.hold = Hold(self.hub, self.catchup, revocations=self.revocations)
         self.admission = Admission(
             max_held=settings.max_held, max_held_per_client=settings.max_held_per_client
@@ -97,6 +97,7 @@ class Runtime:
             on_prime=self._load_revocations,
             watch=self._watch_server,
         )
+        self.hold.on_other_log = self.publisher.wake_once
         self.metrics = Metrics()
         #: Queries of polls, as they came, and what they ask; the views bound it.
         self.understood: Dict[bytes, PollRequest] = {}
@@ -211,7 +212,9 @@ class Runtime:
         more = True
         while more:
             try:
-                batch = self.log.read_after(cursor, channels=channels, limit=1000, max_bytes=1 << 20)
+                batch = self.log.read_after(
+                    cursor, channels=channels, limit=1000, max_bytes=1 << 20, past_holes=True
+                )
             except (CursorExpired, CursorUnknown):
                 found, cursor = [], None  # trimmed or replaced meanwhile: what is there, from its beginning
                 continue

@@ -13,21 +13,25 @@ import random
 import threading
 import time
 import uuid
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Iterator, List, Mapping, Optional
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection, Engine
 
 from .config import Settings
 from .database import Database
-from .errors import ConfigError, SchemaError, SchemaMissing, StorageBusy
+from .errors import ConfigError, LogDamaged, SchemaError, SchemaMissing, StorageBusy
+from .storage import repair as repairing
+from .storage.repair import Repaired
 from .tables import log
 
 __all__ = [
     "upgrade",
     "check",
+    "faults",
     "version",
     "new_log",
+    "repair",
     "migrations",
     "include_name",
     "PREFIX",
@@ -36,7 +40,7 @@ __all__ = [
 ]
 
 #: The newest revision in the migrations.
-REVISION = "1_0001"
+REVISION = "1_0002"
 #: How the names of our tables begin, those of later versions as well.
 PREFIX = "legacy_poll_"
 VERSION_TABLE = PREFIX + "version"
@@ -163,28 +167,70 @@ def new_log(engine: Engine) -> str:
         The new log id.
 
     Raises:
+        LogDamaged: There is no log to give one to.
         StorageUnavailable: The database failed.
     """
     log_id = str(uuid.uuid4())
+
+    def work(connection: Connection) -> None:
+        if connection.execute(log.update().values(log_id=log_id)).rowcount != 1:
+            raise LogDamaged(repairing.damage(connection) or repairing.EMPTY)
+
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
-        database.write(lambda connection: connection.execute(log.update().values(log_id=log_id)))
+        database.write(work)
     finally:
         database.close()
     return log_id
 
 
+def repair(engine: Engine) -> Repaired:
+    """Makes the one row of ``legacy_poll_log`` fit the events, if it does not; safe to run again.
+
+    A log that was repaired has another identity: every client is told once to reload its state.
+
+    Raises:
+        SchemaMissing: There are no tables, or they are older than this code needs.
+        SchemaError: They are of another line.
+        StorageUnavailable: The database failed; nothing was changed.
+    """
+    database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
+
+    def work(connection: Connection) -> Repaired:
+        with database.dialect.upgrade_lock(connection):
+            return repairing.repair(connection)
+
+    try:
+        _check_version(database)
+        return database.write(work)
+    finally:
+        database.close()
+
+
 def check(database: Database) -> Optional[str]:
-    """Looks whether this code can work with the tables.
+    """Looks whether this code can work with the tables, and what is in them.
 
     Returns:
         A warning for the operator, or None.
 
     Raises:
         SchemaMissing: There are no tables, or they are older than this code needs.
-        SchemaError: They are of another line.
+        LogDamaged: What is in them is no log.
+        SchemaError: They are of another line, or the database gives ids in an order that cannot be relied on.
         StorageUnavailable: The database failed.
     """
+    warnings = [_check_version(database)]
+    damage = database.read(repairing.damage)
+    if damage is not None:
+        raise LogDamaged(damage)
+    disorder = database.read(database.dialect.disorder)
+    if disorder is not None:
+        raise SchemaError(disorder)
+    warnings.append(database.read(database.dialect.inexact))
+    return "; ".join(each for each in warnings if each) or None
+
+
+def _check_version(database: Database) -> Optional[str]:
     found = database.read(_version)
     if found is None:
         raise SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
@@ -204,6 +250,16 @@ def check(database: Database) -> Optional[str]:
             )
         )
     return None
+
+
+def faults(database: Database) -> List[str]:
+    """What :func:`check` would say of the tables: each a sentence with what to do about it.
+
+    Raises:
+        StorageUnavailable: The database failed.
+    """
+    asked = (repairing.damage, database.dialect.disorder, database.dialect.inexact)
+    return [each for each in map(database.read, asked) if each is not None]
 
 
 def version(database: Database) -> str:

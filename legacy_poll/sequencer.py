@@ -14,12 +14,16 @@ delete, and gives up); the same where the first gave no position, all its rows b
 since (rows that get no position are compared again under the lock); a crash at any point (all or nothing); a worker
 that stops in the middle (the database ends its transaction); a transaction that stays open (its rows are not seen, and
 nobody waits for them).
+
+No row may stop those behind it. What is too large is neither read nor copied, but cut. A row that the database itself
+refuses to give, to place or to copy (bytes that no driver can decode, an error of a type) is found by halving, once it
+is certain that the database works for any other row: then it is set aside too, with the database's words as the reason.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from sqlalchemy import bindparam, case, insert, literal_column, null, select, update
@@ -27,10 +31,23 @@ from sqlalchemy.engine import Connection
 
 from .backlog import NO_MARK, Backlog
 from .config import Settings
+from .cursors import new_mark
 from .database import Database
-from .errors import EventTooLarge, InvalidEvent, StorageBusy, StorageUnavailable
+from .errors import EventTooLarge, InvalidEvent, LogDamaged, SchemaMissing, StorageBusy, StorageUnavailable
 from .eventlog import Glance
-from .events import DEFAULT_TYPE, MAX_ID, REVOKE_CHANNEL, Event, check_data, check_event_id, check_name
+from .events import (
+    DEFAULT_TYPE,
+    ERASE_CHANNEL,
+    MAX_ID,
+    MAX_NAME,
+    REVOKE_CHANNEL,
+    Event,
+    check_data,
+    check_event_id,
+    check_name,
+    positions_in,
+)
+from .storage.repair import damage
 from .tables import event, log, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
@@ -38,15 +55,12 @@ __all__ = ["Sequencer", "Moved"]
 #: Data fetched by one move, roughly, bytes: the number of rows of the next move follows from the size of these.
 _AIM_BYTES = 8 * 1024 * 1024
 
-_COPY = ("event_id", "channel", "type", "data", "created_at")
-_SET_ASIDE = insert(set_aside).from_select(
-    ["outbox_id", "reason"] + list(_COPY),
-    select(
-        outbox.c.id,
-        bindparam("why", type_=set_aside.c.reason.type).label("reason"),
-        *[outbox.c[name] for name in _COPY],
-    ).where(outbox.c.id == bindparam("outbox_id")),
-)
+#: Data of a row that is set aside is kept whole up to this, bytes; of larger ones, and of the names, the beginning is.
+_COPY_BYTES = 8 * 1024 * 1024
+_START_CHARACTERS = 1000
+_PROBE_DATA = "null"
+#: How often a row must fail by itself, while another would not, before it is set aside.
+_REFUSALS = 3
 _ADVANCE = update(log).values(head=bindparam("new_head"))
 
 
@@ -59,6 +73,7 @@ class Moved:
         set_aside: Outbox id and reason of the rows that broke a rule.
         duplicates: How many rows had an id that the log retains already.
         busy: The lock was not to be had, or somebody else moved first; nothing was done.
+        blocked: Busy, since another session's locks were in the way of what a move writes.
         more: As many rows as one move takes were there: look again at once.
     """
 
@@ -67,6 +82,7 @@ class Moved:
     duplicates: int = 0
     busy: bool = False
     more: bool = False
+    blocked: bool = False
 
 
 @dataclass
@@ -74,12 +90,17 @@ class _Judged:
     rows: List[int]
     odd: List[Any]
     fit: List[Event]
+    fit_rows: List[int]
     unfit: List[Tuple[int, str]]
     duplicates: int
 
 
 class _Busy(Exception):
     """Rolls the transaction back."""
+
+
+class _Undo(Exception):
+    """Rolls back what was tried only to see whether it works."""
 
 
 class Sequencer:
@@ -96,19 +117,30 @@ class Sequencer:
         self._backlog = backlog or Backlog(database.dialect)
         self._dialect = database.dialect
         self._most = settings.move_rows
-        self._rows = settings.move_rows
+        self._rows = self._ceiling = settings.move_rows
         self._max_bytes = settings.max_event_bytes
-        size: Any = literal_column(self._dialect.size_sql)
+        self._looks: Dict[str, Any] = {}
+        size: Any = literal_column(self._dialect.size_of("data"))
         # What is too large is set aside by the database itself, without coming here.
         data = case((size <= self._max_bytes, outbox.c.data), else_=null())
-        rows = select(outbox.c.id, outbox.c.event_id, outbox.c.channel, outbox.c.type, data, size).order_by(
-            outbox.c.id
+        names = [self._cut(name, 4 * MAX_NAME, MAX_NAME + 1) for name in ("event_id", "channel", "type")]
+        self._rows_of = select(outbox.c.id, *names, data, size).order_by(outbox.c.id)
+        self._look_again = self._rows_of.where(outbox.c.id.in_(bindparam("ids", expanding=True)))
+        self._first_row = select(outbox.c.id).order_by(outbox.c.id).limit(1)
+        self._set_aside = insert(set_aside).from_select(
+            ["outbox_id", "reason", "event_id", "channel", "type", "data", "created_at", "cut_from"],
+            select(
+                outbox.c.id,
+                bindparam("why", type_=set_aside.c.reason.type).label("reason"),
+                *[
+                    self._cut(name, 4 * _START_CHARACTERS, _START_CHARACTERS)
+                    for name in ("event_id", "channel", "type")
+                ],
+                self._cut("data", _COPY_BYTES, _START_CHARACTERS),
+                outbox.c.created_at,
+                case((size > _COPY_BYTES, size), else_=null()),
+            ).where(outbox.c.id == bindparam("outbox_id")),
         )
-        snapshot: Any = literal_column(self._dialect.snapshot_sql or "NULL")
-        self._look = (
-            rows.add_columns(snapshot).where(outbox.c.id > bindparam("mark")).limit(bindparam("rows"))
-        )
-        self._look_again = rows.where(outbox.c.id.in_(bindparam("ids", expanding=True)))
 
     def move(self, glance: Glance) -> Moved:
         """Moves what is committed, at most ``move_rows`` rows.
@@ -120,31 +152,134 @@ class Sequencer:
             Moved; positions start at ``glance.head + 1``.
 
         Raises:
+            LogDamaged: There is no place for the next event; see ``storage.repair``.
             StorageUnavailable: The database failed; the move happened as a whole or not at all.
         """
+        refusals = 0
+        while True:
+            self._tried = self._rows
+            try:
+                return self._move(glance)
+            except _Busy:
+                return Moved(busy=True)
+            except StorageBusy:
+                return Moved(busy=True, blocked=True)
+            except SchemaMissing:
+                raise
+            except StorageUnavailable as error:
+                # Perhaps there was more to do than the time that a move may take allows: less then.
+                self._rows = self._ceiling = max(1, self._tried // 2)
+                if not self._works_for_another(glance):
+                    raise
+                # From the first row on, so that the one which stays is the one that is set aside.
+                glance = replace(glance, sweep=True)
+                # Several times, since a connection may end at any moment, and that is no row's fault.
+                refusals = refusals + 1 if self._tried == 1 else 0
+                if refusals >= _REFUSALS:
+                    return self._refuse(glance, error)
+
+    def _move(self, glance: Glance) -> Moved:
         rows, swept = self._database.read(lambda connection: self._read(connection, glance))
         more = len(rows) >= self._rows
         if not rows:
             if swept:
                 self._backlog.after_sweep(complete=True)
             return Moved()
+        self._tried = len(rows)
         fetched = sum(row[5] or 0 for row in rows if row[4] is not None)
-        self._rows = max(1, min(self._most, len(rows) * _AIM_BYTES // max(1, fetched)))
+        fit_in = len(rows) * _AIM_BYTES // max(1, fetched)
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
-        try:
-            self._database.write(lambda connection: self._commit(connection, judged, glance.head))
-        except (_Busy, StorageBusy):
-            return Moved(busy=True)
-        except StorageUnavailable:
-            # Perhaps there was more to do than the time that a move may take allows: less then.
-            self._rows = max(1, len(rows) // 2)
-            raise
+        self._database.write(lambda connection: self._commit(connection, judged, glance.head))
+        # After a row that failed, its neighbours are not all tried at once again.
+        self._ceiling = min(self._most, 2 * self._ceiling)
+        self._rows = max(1, min(self._ceiling, fit_in))
         if swept:
             self._backlog.after_sweep(complete=not more)
         last_id = rows[-1][0]
         if self._backlog.has_moved(len(rows), last_id=last_id):
             self._database.read(lambda connection: self._backlog.choose(connection, last_id))
         return Moved(tuple(judged.fit), tuple(judged.unfit), judged.duplicates, more=more)
+
+    def _works_for_another(self, glance: Glance) -> bool:
+        """Whether the database would take another event at this moment: tried, and undone. If in doubt, not."""
+
+        def probe(connection: Connection) -> None:
+            self._dialect.begin_move(connection)
+            if not self._dialect.lock_log(connection, glance.head):
+                raise _Busy
+            connection.execute(insert(set_aside).values(reason="probe"))
+            connection.execute(
+                insert(event).values(
+                    position=glance.head + 1,
+                    id="probe",
+                    channel="probe",
+                    type=DEFAULT_TYPE,
+                    data=_PROBE_DATA,
+                    published_at=glance.now,
+                    mark=new_mark(),
+                )
+            )
+            connection.execute(_ADVANCE, {"new_head": glance.head + 1})
+            raise _Undo
+
+        try:
+            self._database.write(probe)
+        except _Undo:
+            return True
+        except (_Busy, StorageBusy):
+            return False
+        except StorageUnavailable:
+            found = self._database.read(damage)
+            if found is not None:
+                raise LogDamaged(found) from None
+        return False
+
+    def _refuse(self, glance: Glance, error: StorageUnavailable) -> Moved:
+        """Sets the first row aside, which the database refuses."""
+        outbox_id = self._database.read(lambda connection: connection.execute(self._first_row).scalar())
+        if outbox_id is None:
+            return Moved(busy=True)
+        reason = "the database refuses it: %s" % error
+
+        def work(connection: Connection, whole: bool) -> None:
+            self._dialect.begin_move(connection)
+            if not self._dialect.lock_log(connection, glance.head):
+                raise _Busy
+            if whole:
+                connection.execute(self._set_aside, {"outbox_id": outbox_id, "why": reason})
+            else:
+                # By reference alone: not even its copy within the database is to be had.
+                connection.execute(insert(set_aside).values(outbox_id=outbox_id, reason=reason, cut_from=0))
+            if self._dialect.delete_outbox(connection, [outbox_id]) != 1:
+                raise _Busy
+
+        try:
+            try:
+                self._database.write(lambda connection: work(connection, True))
+            except StorageBusy:
+                raise
+            except StorageUnavailable:
+                self._database.write(lambda connection: work(connection, False))
+        except (_Busy, StorageBusy):
+            return Moved(busy=True)
+        return Moved(set_aside=((outbox_id, reason),), more=True)
+
+    def _cut(self, name: str, most_bytes: int, characters: int) -> Any:
+        """The column *name* of the outbox, or of a longer one the beginning."""
+        size: Any = literal_column(self._dialect.size_of(name))
+        start: Any = literal_column(self._dialect.start_of(name, characters))
+        return case((size <= most_bytes, outbox.c[name]), else_=start).label(name)
+
+    def _look_for(self, moment: str) -> Any:
+        found = self._looks.get(moment)
+        if found is None:
+            column: Any = literal_column(moment)
+            found = self._looks[moment] = (
+                self._rows_of.add_columns(column)
+                .where(outbox.c.id >= bindparam("mark"))
+                .limit(bindparam("rows"))
+            )
+        return found
 
     def lock_holder(self) -> Optional[str]:
         """Who holds the log's lock, for the operator; None when nobody does, or it cannot be told."""
@@ -153,25 +288,31 @@ class Sequencer:
     def _read(self, connection: Connection, glance: Glance) -> Tuple[List[Any], bool]:
         """Rows, and whether the whole outbox was looked at."""
         backlog = self._backlog
-        if not glance.sweep:
-            rows = connection.execute(self._look, {"rows": self._rows, "mark": backlog.mark}).all()
+        if not glance.sweep and backlog.mark != NO_MARK:
+            look = self._look_for(backlog.moment_sql)
+            rows = connection.execute(look, {"rows": self._rows, "mark": backlog.mark}).all()
             if not rows or not backlog.needs_sweep(rows[0][-1]):
                 return [row[:-1] for row in rows], False
         backlog.before_sweep(connection)
-        rows = connection.execute(self._look, {"rows": self._rows, "mark": NO_MARK}).all()
+        look = self._look_for("NULL")
+        rows = connection.execute(look, {"rows": self._rows, "mark": NO_MARK}).all()
         return [row[:-1] for row in rows], True
 
     def _judge(self, connection: Connection, rows: List[Any], glance: Glance) -> _Judged:
         given = sorted({row[1] for row in rows if _is_id(row[1])})
         known: Set[str] = set()
         for start in range(0, len(given), 500):
-            query = select(event.c.id).where(event.c.id.in_(given[start : start + 500]))
+            # What has been trimmed is forgotten, also where its row is still there.
+            query = select(event.c.id).where(
+                event.c.id.in_(given[start : start + 500]), event.c.position >= glance.oldest
+            )
             known.update(found[0] for found in connection.execute(query))
-        judged = _Judged([], [], [], [], 0)
+        judged = _Judged([], [], [], [], [], 0)
+        mark = new_mark()
         for row in rows:
             judged.rows.append(row[0])
             try:
-                entry = self._event(row, glance.head + 1 + len(judged.fit), glance.now)
+                entry = self._event(row, glance.head + 1 + len(judged.fit), glance.now, mark)
             except InvalidEvent as error:
                 judged.odd.append(row)
                 judged.unfit.append((row[0], str(error)))
@@ -182,19 +323,21 @@ class Sequencer:
                 continue
             known.add(entry.id)
             judged.fit.append(entry)
+            judged.fit_rows.append(row[0])
         return judged
 
-    def _event(self, row: Any, position: int, now: str) -> Event:
+    def _event(self, row: Any, position: int, now: str, mark: str) -> Event:
         _, event_id, channel, type_, data, size = row
         if data is None and size is not None:
             raise EventTooLarge(size, self._max_bytes)
         return Event(
             position,
             check_event_id(event_id),
-            channel if _is_revocation(channel, data) else check_name("channel", channel),
+            channel if _is_ours(channel, data) else check_name("channel", channel),
             check_name("type", DEFAULT_TYPE if type_ is None else type_),
             check_data(data, max_bytes=self._max_bytes),
             now,
+            mark,
         )
 
     def _commit(self, connection: Connection, judged: _Judged, head: int) -> None:
@@ -206,6 +349,7 @@ class Sequencer:
                 "type": entry.type,
                 "data": entry.data,
                 "published_at": entry.time,
+                "mark": entry.mark,
             }
             for entry in judged.fit
         ]
@@ -218,22 +362,28 @@ class Sequencer:
             if connection.execute(self._look_again, {"ids": ids}).all() != judged.odd:
                 raise _Busy
         for outbox_id, reason in judged.unfit:
-            connection.execute(_SET_ASIDE, {"outbox_id": outbox_id, "why": reason})
+            connection.execute(self._set_aside, {"outbox_id": outbox_id, "why": reason})
+        if not self._dialect.insert_events(connection, entries, outbox_ids=judged.fit_rows):
+            raise _Busy
         if self._dialect.delete_outbox(connection, judged.rows) != len(judged.rows):
             raise _Busy
-        self._dialect.insert_events(connection, entries)
         if entries:
             connection.execute(_ADVANCE, {"new_head": head + len(entries)})
 
 
-def _is_revocation(channel: Any, data: Any) -> bool:
-    if channel != REVOKE_CHANNEL:
+def _is_ours(channel: Any, data: Any) -> bool:
+    """Whether an event of a reserved channel says what such events say."""
+    if channel not in (REVOKE_CHANNEL, ERASE_CHANNEL):
         return False
     try:
         says = json.loads(data)
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(says, dict) and isinstance(says.get("subject"), str)
+    if not isinstance(says, dict):
+        return False
+    if channel == REVOKE_CHANNEL:
+        return isinstance(says.get("subject"), str)
+    return positions_in(says) is not None
 
 
 def _is_id(value: Any) -> bool:

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -85,6 +97,8 @@ event = Table(
     Column("data", _LONG, nullable=False),
     # RFC 3339 text, UTC, milliseconds: as it stands in answers, and it sorts.
     Column("published_at", String(24), nullable=False),
+    # A random number of the move that gave the position: what a cursor is checked by, see cursors.
+    Column("mark", String(8)),
     Index("legacy_poll_event_channel", "channel", "position"),
     Index("legacy_poll_event_id", "id"),
     **_OPTIONS,
@@ -96,6 +110,9 @@ log = Table(
     Column("log_id", String(36), primary_key=True),
     Column("head", BigInteger, nullable=False),
     Column("oldest", BigInteger, nullable=False),
+    # One value, unique: a second row is refused. Two logs in one would count two heads.
+    Column("one_row", SmallInteger, CheckConstraint("one_row = 1"), nullable=False, server_default="1"),
+    Index("legacy_poll_log_one_row", "one_row", unique=True),
     **_OPTIONS,
 )
 
@@ -111,6 +128,8 @@ set_aside = Table(
     Column("reason", Text, nullable=False),
     Column("created_at", _TIME),
     Column("set_aside_at", _TIME, server_default=insert_time()),
+    # Bytes of the data that the row had, where they are not all here; None where they are.
+    Column("cut_from", BigInteger),
     sqlite_autoincrement=True,
     **_OPTIONS,
 )

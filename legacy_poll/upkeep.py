@@ -9,8 +9,9 @@ from sqlalchemy import delete, func, insert, select
 
 from . import schema
 from .database import Database
+from .errors import InvalidEvent
 from .eventlog import EventLog
-from .tables import outbox, set_aside
+from .tables import event, outbox, set_aside
 
 __all__ = ["Status", "status", "set_aside_rows", "retry", "drop"]
 
@@ -55,23 +56,22 @@ def status(database: Database, log: EventLog) -> Status:
         SchemaMissing: There are none.
         StorageUnavailable: The database failed.
     """
-    schema.check(database)
+    found = schema.version(database)
+    if not found:
+        schema.check(database)  # says what to do
     glance = log.glance()
 
-    def count(table: Any) -> int:
-        return int(
-            database.read(
-                lambda connection: connection.execute(select(func.count()).select_from(table)).scalar()
-            )
-            or 0
-        )
+    def count(table: Any, *where: Any) -> int:
+        query = select(func.count()).select_from(table).where(*where)
+        return int(database.read(lambda connection: connection.execute(query).scalar()) or 0)
 
     return Status(
-        version=schema.version(database),
+        version=found,
         log_id=glance.log_id,
         head=glance.head,
         oldest=glance.oldest,
-        events=glance.head - glance.oldest + 1,
+        # Those that are there: it may be fewer than the positions say.
+        events=count(event, event.c.position >= glance.oldest),
         waiting=count(outbox),
         set_aside=count(set_aside),
         now=glance.now,
@@ -109,17 +109,18 @@ def retry(database: Database, ids: Optional[Sequence[int]]) -> int:
 
     Args:
         database: Where.
-        ids: Of set-aside rows; None is all of them.
+        ids: Of set-aside rows; None is all of them whose data is here.
 
     Returns:
         How many there were.
 
     Raises:
+        InvalidEvent: One of *ids* was too large to be kept whole; nothing was changed.
         StorageUnavailable: The database failed; nothing was changed.
     """
 
     def work(connection: Any) -> int:
-        chosen = _chosen(connection, ids)
+        chosen = _chosen(connection, ids, whole=True)
         for each in chosen:
             back = select(*[set_aside.c[name] for name in _COPY]).where(set_aside.c.id == each)
             connection.execute(insert(outbox).from_select(list(_COPY), back))
@@ -141,8 +142,15 @@ def drop(database: Database, ids: Optional[Sequence[int]]) -> int:
     return database.write(work)
 
 
-def _chosen(connection: Any, ids: Optional[Sequence[int]]) -> List[int]:
-    query = select(set_aside.c.id).order_by(set_aside.c.id)
+def _chosen(connection: Any, ids: Optional[Sequence[int]], *, whole: bool = False) -> List[int]:
+    # Locked, or a second command at the same moment would put the same rows back once more.
+    query = select(set_aside.c.id, set_aside.c.cut_from).order_by(set_aside.c.id).with_for_update()
     if ids is not None:
         query = query.where(set_aside.c.id.in_(list(ids)))
-    return [row[0] for row in connection.execute(query)]
+    rows = connection.execute(query).all()
+    for row in rows:
+        if whole and ids is not None and row[1] is not None:
+            raise InvalidEvent(
+                "row", row[0], "its data (%d bytes) was too large to be kept; it cannot be put back" % row[1]
+            )
+    return [row[0] for row in rows if not (whole and row[1] is not None)]

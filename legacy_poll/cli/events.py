@@ -215,8 +215,13 @@ def _from_log(
         try:
             batch = log.read_after(cursor, channels=names, limit=_ROWS, max_bytes=1 << 23)
         except CursorGone as error:
-            click.echo("%s; going on from the end of the log" % error, err=True)
-            cursor = log.bounds().cursor
+            behind = error.facts.get("oldest")
+            if behind is None:
+                click.echo("%s; going on from the end of the log" % error, err=True)
+                cursor = log.bounds().cursor
+            else:
+                click.echo("%s; going on from there" % error, err=True)
+                cursor = log.cursor_at(behind - 1)
             continue
         except StorageUnavailable as error:
             patience.wait(str(error))

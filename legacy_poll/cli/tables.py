@@ -1,14 +1,20 @@
-"""Commands about the tables: upgrade, new-log, status, trim, set-aside."""
+"""Commands about the tables: upgrade, new-log, repair, status, trim, erase, set-aside."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple
+import sys
+from typing import Any, Callable, List, Optional, Tuple
 
 import click
 
 from .. import schema, upkeep
+from ..cursors import MAX_POSITION
 from ..database import Database
 from ..eventlog import EventLog
+from ..storage.ages import SteadyClock
+from ..storage.erasing import What
+from ..storage.erasing import erase as erase_from
+from ..wakeups import HostSender, directory_of
 from . import main, say, settled
 
 _WAIT_SECONDS = 30
@@ -53,6 +59,32 @@ def new_log(database_url: Optional[str], as_json: bool, yes: bool) -> None:
     say({"log_id": log_id}, "The log is now %s." % log_id, as_json=as_json)
 
 
+@main.command(epilog="Example: legacy-poll repair")
+@url_option
+@json_option
+def repair(database_url: Optional[str], as_json: bool) -> None:
+    """Make the row of legacy_poll_log fit the events, after one of the two was emptied, loaded or restored alone.
+
+    Events stay. The log gets another identity, as by new-log, if there was anything to repair.
+    """
+    done = schema.repair(settled(database_url)[0])
+    if done.damage is None:
+        text = "There is nothing to repair."
+    else:
+        was = done.damage.rpartition(";")[0]
+        text = "Repaired: %s.\nThe log is now %s: it begins at position %d and ends at %d." % (
+            was,
+            done.log_id,
+            done.oldest,
+            done.head,
+        )
+    say(
+        {"damage": done.damage, "log_id": done.log_id, "head": done.head, "oldest": done.oldest},
+        text,
+        as_json=as_json,
+    )
+
+
 @main.command(epilog="Example: legacy-poll status --json")
 @url_option
 @json_option
@@ -72,6 +104,7 @@ def status(database_url: Optional[str], as_json: bool) -> None:
         % (found.set_aside, "; see: legacy-poll set-aside list" if found.set_aside else ""),
         "database time %s" % found.now,
     ]
+    lines += ["WRONG         %s" % fault for fault in schema.faults(database)]
     say(found.as_dict(), "\n".join(lines), as_json=as_json)
 
 
@@ -84,13 +117,87 @@ def trim(database_url: Optional[str], as_json: bool) -> None:
     database = Database(engine, settings, wait_seconds=_WAIT_SECONDS)
     log = EventLog(database, settings)
     total = 0
+    steady = SteadyClock()
     while True:
-        deleted = log.trim(log.glance().now, batches=20)
-        total += deleted
-        if deleted < 20 * log.trim_rows:
+        trimmed = log.trim(steady(log.glance().now), batches=20)
+        total += trimmed.deleted
+        if not trimmed.more:
             break
         click.echo("%d events deleted so far" % total, err=True)
+    if steady.ahead_seconds:
+        click.echo(
+            "the database's clock is %d s ahead of this host's; events were trimmed by the earlier time"
+            % steady.ahead_seconds,
+            err=True,
+        )
     say({"deleted": total}, "%d events deleted." % total, as_json=as_json)
+
+
+class _Positions(click.ParamType):
+    """7, or 7-9."""
+
+    name = "positions"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Tuple[int, int]:
+        first, _, last = str(value).partition("-")
+        numbers = [first, last or first]
+        if all(each.isascii() and each.isdigit() and 0 < int(each) <= MAX_POSITION for each in numbers):
+            if int(numbers[0]) <= int(numbers[1]):
+                return int(numbers[0]), int(numbers[1])
+        return self.fail("%r: a position, or two such as 17-20, are needed" % (value,), param, ctx)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  legacy-poll erase --channel user:7
+  legacy-poll erase --id 6f1c0d9e-0b57-4b1c-8a39-0c6f5d0e7a11 --position 1200-1210 --yes"""
+)
+@url_option
+@json_option
+@click.option("--id", "ids", multiple=True, help="An event's id; repeatable.")
+@click.option("--position", "positions", multiple=True, type=_Positions(), help="One, or a range: 17-20.")
+@click.option("--channel", "channels", multiple=True, help="All events of a channel; repeatable.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase(
+    database_url: Optional[str],
+    as_json: bool,
+    ids: Tuple[str, ...],
+    positions: Tuple[Tuple[int, int], ...],
+    channels: Tuple[str, ...],
+    yes: bool,
+) -> None:
+    """Erase events for good: from the log, the outbox, what was set aside, and every server's memory.
+
+    An empty row stays where each was, so that clients go on past it without being told to reload. What clients have
+    received, and backups, are not touched.
+    """
+    if not (ids or positions or channels):
+        raise click.UsageError("say what: --id, --position or --channel")
+    what = What(frozenset(ids), positions, frozenset(channels))
+    if not yes:
+        named: List[str] = ["id %s" % each for each in ids] + ["channel %s" % each for each in channels]
+        named += ["position %d to %d" % each for each in positions]
+        click.confirm("Erase the events of %s for good?" % ", ".join(named), abort=True)
+    engine, settings = settled(database_url)
+    database = Database(engine, settings, wait_seconds=_WAIT_SECONDS)
+    schema.check(database)
+
+    def progress(events: int) -> None:
+        if sys.stderr.isatty():
+            click.echo("\r%d events erased" % events, err=True, nl=False)
+
+    try:
+        done = erase_from(database, what, progress=progress)
+    finally:
+        # What was erased is to leave the servers' memory, also if the rest failed.
+        HostSender(directory_of(engine.url, configured=settings.wakeup_directory)).send()
+    say(
+        {"events": done.events, "waiting": done.waiting, "set_aside": done.set_aside},
+        "%d events erased, %d rows that waited, and %d that were set aside."
+        % (done.events, done.waiting, done.set_aside),
+        as_json=as_json,
+    )
 
 
 @main.group("set-aside")

@@ -26,8 +26,6 @@ class Dialect:
 
     #: SQL for the time now: RFC 3339, UTC, milliseconds, 24 characters.
     now_sql = ""
-    #: SQL for the bytes of the outbox's data, cheap for large values.
-    size_sql = "octet_length(data)"
     #: Whether there is a server that may have ended a connection: one for writing is then tried before use.
     pre_ping = False
     #: Whether every thread needs connections of its own, and they cost nothing to open.
@@ -50,6 +48,25 @@ class Dialect:
         """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
         level: Any = "READ COMMITTED" if write else "AUTOCOMMIT"
         self.engine.dialect.set_isolation_level(connection, level)
+
+    def size_of(self, column: str) -> str:
+        """SQL for the bytes of a text *column*, cheap for large values."""
+        return "octet_length(%s)" % column
+
+    def start_of(self, column: str, characters: int) -> str:
+        """SQL for the beginning of a text *column*: at least so many characters of it, if it has them."""
+        return "substr(%s, 1, %d)" % (column, characters)
+
+    def after_read(self, connection: Connection) -> None:
+        """Called when a read has ended, either way, with the same connection."""
+
+    def disorder(self, connection: Connection) -> Optional[str]:
+        """Why the ids of the outbox do not rise with time, and what to do about it; None when they do."""
+        return None
+
+    def inexact(self, connection: Connection) -> Optional[str]:
+        """Which of our tables do not compare text byte by byte, and what to do about it; None when all do."""
+        return None
 
     def identity(self) -> Any:
         """What the URL means at this moment: a connection opened when it was something else must be opened anew."""
@@ -83,6 +100,10 @@ class Dialect:
 
     #: SQL for the statement's snapshot, as text, which :meth:`has_ended` reads; empty where there is none.
     snapshot_sql = ""
+
+    def last_id_sql(self, connection: Connection) -> str:
+        """SQL for the last id that the outbox's sequence gave out; empty where it cannot be seen."""
+        return ""
 
     def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:
         """The transactions that may own ids of the outbox, and have not ended.
@@ -121,10 +142,22 @@ class Dialect:
         result = connection.execute(_DELETE_ONE, [{"outbox_id": each} for each in ids])
         return int(result.rowcount)
 
-    def insert_events(self, connection: Connection, rows: List[Dict[str, Any]]) -> None:
-        """Appends *rows* to the event table."""
+    def insert_events(
+        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+    ) -> bool:
+        """Appends *rows* to the event table.
+
+        Args:
+            connection: A move is open.
+            rows: Columns of the event table, all of them.
+            outbox_ids: Of the row that each was made from, which is still there.
+
+        Returns:
+            False when a row of the outbox is not the one that was judged any more.
+        """
         if rows:
             connection.execute(_INSERT_EVENTS, rows)
+        return True
 
     def lock_holder(self, connection: Connection) -> Optional[str]:
         """Who holds the log's lock, in words for the operator; None when it cannot be told."""
@@ -160,6 +193,8 @@ class Dialect:
             return SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
         cause = getattr(error, "orig", None) or error
         first = (str(cause).strip().splitlines() or [""])[0]
+        if isinstance(cause, UnicodeError):
+            first = "a text that cannot be decoded: %s" % first
         message = "%s: %s" % (type(cause).__name__, first)
         advice = self.advice(error)
         family = StorageBusy if self.is_busy(error) else StorageUnavailable

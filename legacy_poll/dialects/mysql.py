@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any, Iterator, Optional, Sequence
+import zlib
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -25,16 +26,44 @@ _UPGRADE_WAIT_SECONDS = 60
 _LOCK_ERRORS = (1205, 1213)
 # A name is at most 64 characters, and a database's name alone may be as long.
 _NAME = "CONCAT('legacy_poll.%s.', LEFT(SHA1(DATABASE()), 16))"
+# Who waits for a lock is no holder, but another worker in the same queue. The holder may have any default database.
 _HOLDER = text(
     "SELECT t.trx_mysql_thread_id, p.user, p.host, t.trx_state, TIMESTAMPDIFF(SECOND, t.trx_started, NOW())"
     " FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id"
-    " WHERE t.trx_rows_locked > 0 AND p.id <> CONNECTION_ID() AND p.db = DATABASE() ORDER BY t.trx_started LIMIT 1"
+    " WHERE t.trx_rows_locked > 0 AND t.trx_state <> 'LOCK WAIT' AND p.id <> CONNECTION_ID()"
+    " ORDER BY t.trx_started LIMIT 3"
 )
+# What refuses to copy a time that somebody could insert with another sql_mode.
+_ZERO_DATE_MODES = ("NO_ZERO_DATE", "NO_ZERO_IN_DATE", "TRADITIONAL")
+_INEXACT = text(
+    "SELECT DISTINCT table_name, collation_name FROM information_schema.columns WHERE table_schema = DATABASE()"
+    " AND table_name IN ('legacy_poll_outbox', 'legacy_poll_event', 'legacy_poll_log')"
+    " AND collation_name IS NOT NULL AND collation_name NOT IN ('utf8mb4_bin', 'utf8mb4_nopad_bin', 'utf8mb4_0900_bin')"
+    " ORDER BY table_name LIMIT 1"
+)
+#: Events that one statement inserts: some ten kilobytes of JSON, far below the least max_allowed_packet in use.
+_INSERT_ROWS = 100
 # Each id is looked up in the primary key, by itself: joined in this order and by this index whatever the statistics
 # say. So only the rows named are locked, as by one statement for each, at a twentieth of the cost.
 DELETE_EACH = text(
     "DELETE o FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS ids"
     " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.id"
+)
+# The text goes from table to table within the server: what travelled to the client and back might be larger than
+# max_allowed_packet, and then no row behind it would ever move. The checksum says that it is what was judged. A
+# consistent read under READ COMMITTED: no row of the outbox is locked.
+INSERT_EACH = text(
+    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
+    " SELECT ids.position, ids.event_id, o.channel, COALESCE(o.type, 'message'), o.data, :published_at, :mark"
+    " FROM JSON_TABLE(:rows, '$[*]' COLUMNS (outbox_id BIGINT PATH '$[0]', position BIGINT PATH '$[1]',"
+    " event_id VARCHAR(100) PATH '$[2]', crc BIGINT PATH '$[3]')) AS ids"
+    " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.outbox_id"
+    " WHERE CRC32(CONVERT(o.data USING utf8mb4)) = ids.crc"
+)
+_INSERT_ONE = text(
+    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
+    " SELECT :position, :id, o.channel, COALESCE(o.type, 'message'), o.data, :published_at, :mark"
+    " FROM legacy_poll_outbox AS o WHERE o.id = :outbox_id AND CRC32(CONVERT(o.data USING utf8mb4)) = :crc"
 )
 
 
@@ -50,7 +79,17 @@ class MySQL(Dialect):
         return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
 
     def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
-        super().on_connect(connection, write=write, wait=wait)
+        super().on_connect(connection, write=True, wait=wait)
+        cursor = connection.cursor()
+        try:
+            # By name, whatever the server's defaults are. In SQL, since PyMySQL takes the server's default for what is
+            # on, and then sends nothing.
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            if not write:
+                self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+            cursor.execute("SET SESSION autocommit = %d" % (not write))
+        finally:
+            cursor.close()
         # Whatever the application's connections speak: what ours cannot say would arrive as question marks.
         for name in ("set_character_set", "set_charset"):
             if hasattr(connection, name):
@@ -68,6 +107,9 @@ class MySQL(Dialect):
                 "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d"
                 % (idle, MOVE_SECONDS, MOVE_SECONDS)
             )
+            cursor.execute("SELECT @@sql_mode")
+            modes = [mode for mode in cursor.fetchone()[0].split(",") if mode not in _ZERO_DATE_MODES]
+            cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
         finally:
             cursor.close()
 
@@ -95,11 +137,49 @@ class MySQL(Dialect):
             return super().delete_outbox(connection, ids)
         return int(connection.execute(DELETE_EACH, {"ids": json.dumps(list(ids))}).rowcount)
 
-    def lock_holder(self, connection: Connection) -> Optional[str]:
-        row = connection.execute(_HOLDER).first()
+    def insert_events(
+        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+    ) -> bool:
+        inserted = 0
+        if self._needs_named_lock(connection):
+            for row, outbox_id in zip(rows, outbox_ids):
+                inserted += connection.execute(
+                    _INSERT_ONE, {**row, "outbox_id": outbox_id, "crc": _crc(row["data"])}
+                ).rowcount
+            return inserted == len(rows)
+        for start in range(0, len(rows), _INSERT_ROWS):
+            some = rows[start : start + _INSERT_ROWS]
+            ids = outbox_ids[start : start + _INSERT_ROWS]
+            given = [
+                (outbox_id, row["position"], row["id"], _crc(row["data"]))
+                for row, outbox_id in zip(some, ids)
+            ]
+            inserted += connection.execute(
+                INSERT_EACH,
+                {
+                    "rows": json.dumps(given),
+                    "published_at": some[0]["published_at"],
+                    "mark": some[0]["mark"],
+                },
+            ).rowcount
+        return inserted == len(rows)
+
+    def inexact(self, connection: Connection) -> Optional[str]:
+        row = connection.execute(_INEXACT).first()
         if row is None:
             return None
-        return "server connection %s, user %s at %s, %s, for %d s" % tuple(row)
+        return (
+            "the table %s compares text by %s, and two channels that differ may be one to it; run: ALTER TABLE %s "
+            "CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" % (row[0], row[1], row[0])
+        )
+
+    def lock_holder(self, connection: Connection) -> Optional[str]:
+        rows = connection.execute(_HOLDER).all()
+        # Which of them it is cannot be asked of every version.
+        return (
+            "; or ".join("server connection %s, user %s at %s, %s, for %d s" % tuple(row) for row in rows)
+            or None
+        )
 
     def try_trim_lock(self, connection: Connection) -> bool:
         # Trimming is rare and short, and twice at once is only wasted work: no named lock that outlives a transaction.
@@ -136,3 +216,8 @@ class MySQL(Dialect):
         if code_of(error) in (1142, 1044):
             return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
         return ""
+
+
+def _crc(text: str) -> int:
+    """What CRC32() makes of the same text."""
+    return zlib.crc32(text.encode("utf-8")) & 0xFFFFFFFF

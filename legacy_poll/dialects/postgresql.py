@@ -32,9 +32,9 @@ _LIMITS = text(
 # Arrays: a parameter for each value, or a statement for each row, costs the driver and the server twice as much.
 _DELETE = text("DELETE FROM legacy_poll_outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 _INSERT_EVENTS = text(
-    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at)"
+    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
     " SELECT * FROM unnest(CAST(:position AS bigint[]), CAST(:id AS text[]), CAST(:channel AS text[]),"
-    " CAST(:type AS text[]), CAST(:data AS text[]), CAST(:published_at AS text[]))"
+    " CAST(:type AS text[]), CAST(:data AS text[]), CAST(:published_at AS text[]), CAST(:mark AS text[]))"
 )
 _HOLDER = text(
     "SELECT a.pid, a.application_name, a.client_addr, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)"
@@ -51,6 +51,12 @@ _WRITERS = text(
     " WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND l.relation = CAST('legacy_poll_outbox' AS regclass) AND l.pid IS DISTINCT FROM pg_backend_pid()"
+)
+# Name, whether this user may look at it, and how it counts. No row when somebody has taken it from the column.
+_SEQUENCE = text(
+    "SELECT s.name, has_sequence_privilege(s.name, 'SELECT'), q.seqcache, q.seqincrement"
+    " FROM (SELECT pg_get_serial_sequence('legacy_poll_outbox', 'id') AS name) AS s"
+    " JOIN pg_sequence q ON q.seqrelid = CAST(s.name AS regclass)"
 )
 _XID = 0xFFFFFFFF
 
@@ -88,6 +94,10 @@ class PostgreSQL(Dialect):
         super().on_connect(connection, write=write, wait=wait)
         if hasattr(connection, "prepare_threshold"):
             connection.prepare_threshold = None
+        if not write and self._default_isolation(connection) != "read committed":
+            # Each statement by itself would take it, and a serializable look makes the application's transactions
+            # fail. Not by SET, which a pooler would hand on to others: in a transaction that names its level.
+            super().on_connect(connection, write=True, wait=wait)
         # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
         if hasattr(connection, "set_client_encoding"):
             if connection.encoding not in ("UTF8", "UNICODE"):
@@ -95,6 +105,21 @@ class PostgreSQL(Dialect):
         elif hasattr(connection, "info") and connection.info.encoding != "utf-8":
             connection.execute("SET client_encoding TO 'UTF8'")
             connection.commit()
+
+    def _default_isolation(self, connection: Any) -> str:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SHOW default_transaction_isolation")
+            return str(cursor.fetchone()[0])
+        finally:
+            cursor.close()
+
+    def after_read(self, connection: Connection) -> None:
+        if connection.invalidated:
+            return
+        raw: Any = connection.connection.dbapi_connection
+        if raw is not None and not raw.autocommit:
+            raw.commit()
 
     def begin_move(self, connection: Connection) -> None:
         # A wait for a lock ends before the statement does, so that the two can be told apart.
@@ -105,6 +130,20 @@ class PostgreSQL(Dialect):
 
     # The older name works on every version; ids are 64 bits wide there, and 32 in pg_locks.
     snapshot_sql = "CAST(txid_current_snapshot() AS text)"
+
+    def last_id_sql(self, connection: Connection) -> str:
+        row = connection.execute(_SEQUENCE).first()
+        return "(SELECT last_value FROM %s)" % row[0] if row is not None and row[1] else ""
+
+    def disorder(self, connection: Connection) -> Optional[str]:
+        row = connection.execute(_SEQUENCE).first()
+        if row is None or (row[2] == 1 and row[3] > 0):
+            return None
+        return (
+            "the sequence %s has CACHE %d and INCREMENT %d, so ids do not rise in the order of the inserts, which the "
+            "order of events hangs on; run: ALTER SEQUENCE %s INCREMENT 1 CACHE 1"
+            % (row[0], row[2], row[3], row[0])
+        )
 
     def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:
         found: Dict[str, Optional[int]] = {}
@@ -123,6 +162,7 @@ class PostgreSQL(Dialect):
     notifies = True
 
     def listen(self, connection: Any) -> None:
+        self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
         cursor = connection.cursor()
         try:
             cursor.execute("LISTEN legacy_poll")
@@ -151,9 +191,12 @@ class PostgreSQL(Dialect):
             return 0
         return int(connection.execute(_DELETE, {"ids": list(ids)}).rowcount)
 
-    def insert_events(self, connection: Connection, rows: List[Dict[str, Any]]) -> None:
+    def insert_events(
+        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+    ) -> bool:
         if rows:
             connection.execute(_INSERT_EVENTS, {name: [row[name] for row in rows] for name in rows[0]})
+        return True
 
     def lock_holder(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_HOLDER).first()

@@ -32,9 +32,15 @@ def _text_of(raw: bytes) -> str:
 
 class SQLite(Dialect):
     now_sql = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-    size_sql = "length(CAST(data AS BLOB))"
     connection_per_thread = True
     is_file = True
+
+    def size_of(self, column: str) -> str:
+        return "length(CAST(%s AS BLOB))" % column
+
+    def start_of(self, column: str, characters: int) -> str:
+        # Of the bytes: as text it would end at a NUL character, and what is left might look fit.
+        return "CAST(substr(CAST(%s AS BLOB), 1, %d) AS TEXT)" % (column, 4 * characters)
 
     def check(self) -> None:
         url = self.engine.url

@@ -16,12 +16,12 @@ from sqlalchemy import event as listening
 from legacy_poll.errors import StorageUnavailable
 from tests.contract.store import Store
 
-STAGES = ["begun", "locked", "deleted", "inserted", "committing", "committed"]
+STAGES = ["begun", "locked", "inserted", "deleted", "committing", "committed"]
 _METHODS = {
     "begun": "begin_move",
     "locked": "lock_log",
-    "deleted": "delete_outbox",
     "inserted": "insert_events",
+    "deleted": "delete_outbox",
 }
 
 

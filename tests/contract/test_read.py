@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 
 from legacy_poll import schema
 from legacy_poll.cursors import Cursor, check_of, short_log
-from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown, SchemaMissing
+from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown, LogDamaged
 from tests.contract.store import run, series
 
 FAR = "2999-01-01T00:00:00.000Z"
@@ -148,11 +148,17 @@ def test_events_that_come_while_a_read_is_under_way_are_left_to_the_next(filled,
     assert numbers(filled.read(batch.cursor)) == [7]
 
 
-def test_the_publisher_reads_the_event_at_its_position_too(filled):
-    read = filled.log.read_new
-    assert [event.position for event in read(3, upto=5, limit=100, max_bytes=1 << 20)] == [3, 4, 5]
-    assert [event.position for event in read(0, upto=6, limit=2, max_bytes=1 << 20)] == [1, 2]
-    assert [event.position for event in read(6, upto=6, limit=100, max_bytes=1 << 20)] == [6]
+def test_a_publisher_reads_what_follows_its_position_and_the_check_of_the_event_there(filled):
+    def read(position, **options):
+        there, events = filled.log.read_new(position, **options)
+        assert (there or check_of(None)) == at(filled, position).check
+        return [event.position for event in events]
+
+    assert read(3, upto=5, limit=100, max_bytes=1 << 20) == [4, 5]
+    assert read(0, upto=6, limit=2, max_bytes=1 << 20) == [1, 2]
+    assert read(6, upto=6, limit=100, max_bytes=1 << 20) == []
+    # However large it is, one comes: without it nothing would ever come again.
+    assert read(3, upto=5, limit=100, max_bytes=0) == [4]
 
 
 # Cursors that are refused.
@@ -253,7 +259,7 @@ def test_a_log_without_its_row_says_what_to_run(filled):
     )
     run(filled.engine, "DELETE FROM legacy_poll_log")
     for ask in (filled.log.glance, filled.log.bounds, filled.read):
-        with pytest.raises(SchemaMissing, match="legacy-poll upgrade"):
+        with pytest.raises(LogDamaged, match="legacy_poll_log is empty.*run: legacy-poll repair"):
             ask()
     insert = "INSERT INTO legacy_poll_log (log_id, head, oldest) VALUES (:log_id, :head, 1)"
     run(filled.engine, insert, log_id=log_id, head=head)

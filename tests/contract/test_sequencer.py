@@ -182,11 +182,13 @@ def test_a_move_that_fails_in_the_middle_leaves_everything_as_it_was(store, leav
     leave(store, 1, 2)
     insert = store.dialect.insert_events
 
-    def fail(connection, rows):
-        insert(connection, rows)
+    def fail(connection, rows, **options):
+        insert(connection, rows, **options)
         connection.execute(text("SELECT no_such_column FROM legacy_poll_log"))
 
     monkeypatch.setattr(store.dialect, "insert_events", fail)
+    # Not for these rows alone.
+    monkeypatch.setattr(store.sequencer, "_works_for_another", lambda glance: False)
     before = store.waiting()
     with pytest.raises(StorageUnavailable, match="no_such_column"):
         store.move()
@@ -397,11 +399,11 @@ def test_a_batch_that_the_database_ends_is_smaller_the_next_time(store, leave, m
     leave(store, *range(100))
     insert = store.dialect.insert_events
 
-    def slow(connection, rows):
+    def slow(connection, rows, **options):
         # As if there were too much to do for the time that a move may take.
         if len(rows) > 30:
             raise StorageUnavailable("terminated")
-        insert(connection, rows)
+        return insert(connection, rows, **options)
 
     monkeypatch.setattr(store.dialect, "insert_events", slow)
     failures = 0

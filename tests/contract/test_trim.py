@@ -33,7 +33,7 @@ def set_times(store, times):
 
 def test_more_events_than_the_setting_keeps_are_trimmed(make_store):
     store = filled(make_store(retention_events=3), 10)
-    assert store.log.trim(NOW) == 6
+    assert store.log.trim(NOW).deleted == 6
     assert store.data() == [8, 9, 10]
     assert store.log.bounds().oldest == 8
     store.check()
@@ -41,7 +41,7 @@ def test_more_events_than_the_setting_keeps_are_trimmed(make_store):
 
 def test_exactly_as_many_events_as_the_setting_keeps_stay(make_store):
     store = filled(make_store(retention_events=10), 10)
-    assert store.log.trim(NOW) == 0
+    assert store.log.trim(NOW).deleted == 0
     assert store.data() == list(range(1, 11))
 
 
@@ -70,7 +70,7 @@ def test_an_event_is_kept_to_the_millisecond(make_store):
 
 def test_zero_keeps_everything(make_store):
     store = filled(make_store(retention_seconds=0, retention_events=0), 5, [LONG_AGO] * 5)
-    assert store.log.trim(NOW) == 0
+    assert store.log.trim(NOW).deleted == 0
     assert store.data() == [1, 2, 3, 4, 5]
 
 
@@ -115,19 +115,19 @@ def test_positions_go_on_after_everything_was_trimmed(make_store):
 
 def test_an_empty_log_has_nothing_to_trim(make_store):
     store = make_store(retention_events=1, retention_seconds=1)
-    assert store.log.trim("2999-01-01T00:00:00.000Z") == 0
+    assert store.log.trim("2999-01-01T00:00:00.000Z").deleted == 0
     store.check()
 
 
 def test_a_trim_goes_in_small_batches_and_the_next_call_goes_on(make_store):
     store = filled(make_store(retention_events=100), 1400)
     assert store.log.trim_rows == 500
-    assert store.log.trim(NOW, batches=1) == 500
+    assert store.log.trim(NOW, batches=1).deleted == 500
     # What is to go is out of sight at once, before it is gone.
     assert (len(store.events()), len(store.positions())) == (100, 900)
-    assert store.log.trim(NOW, batches=1) == 500
-    assert store.log.trim(NOW, batches=1) == 299
-    assert store.log.trim(NOW, batches=1) == 0
+    assert store.log.trim(NOW, batches=1).deleted == 500
+    assert store.log.trim(NOW, batches=1).deleted == 299
+    assert store.log.trim(NOW, batches=1).deleted == 0
     assert store.positions() == list(range(1300, 1401))
 
 
@@ -187,7 +187,7 @@ def test_a_clock_that_steps_tears_no_hole(make_store, minutes, now):
 def test_a_clock_set_back_does_not_bring_the_oldest_back(make_store):
     store = filled(make_store(retention_seconds=60), 5, [YESTERDAY] * 3 + [NOW] * 2)
     store.log.trim(NOW)
-    assert store.log.trim(LONG_AGO) == 0
+    assert store.log.trim(LONG_AGO).deleted == 0
     assert store.data() == [4, 5]
 
 
@@ -203,7 +203,7 @@ def test_two_trims_at_once_leave_a_whole_log(make_store):
     store.database.write = write
     store.log.trim(NOW)
     assert (store.log.bounds().oldest, store.data()) == (8, [8, 9, 10])
-    assert other.log.trim(NOW) == 0
+    assert other.log.trim(NOW).deleted == 0
     store.check()
 
 
@@ -227,7 +227,7 @@ def test_a_trim_that_finds_the_log_locked_gives_up_and_is_done_later(make_store,
     store = filled(make_store(retention_events=2), 5)
     with engine.connect() as holder:
         holder.execute(log.update().values(oldest=log.c.oldest))
-        assert store.log.trim(NOW) == 0
+        assert store.log.trim(NOW).deleted == 0
     assert (store.log.bounds().oldest, store.data()) == (1, [1, 2, 3, 4, 5])
-    assert store.log.trim(NOW) == 2
+    assert store.log.trim(NOW).deleted == 2
     assert store.data() == [4, 5]

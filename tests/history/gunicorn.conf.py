@@ -15,11 +15,11 @@ _shipped_post_worker_init = post_worker_init  # noqa: F821
 
 def _struck(insert_events):
     @functools.wraps(insert_events)
-    def wrapper(self, connection, rows):
-        # The lock is taken, and the outbox rows are deleted.
+    def wrapper(self, connection, rows, **options):
+        # The lock is taken.
         if rows:
             strike(os.environ["HISTORY_DIRECTORY"], SEQUENCER)
-        insert_events(self, connection, rows)
+        return insert_events(self, connection, rows, **options)
 
     return wrapper
 

@@ -175,7 +175,7 @@ def test_grants_of_the_tables_page_are_enough_and_not_more(engine, roles):
     assert [data for _, _, data in moved(server)] == ['{"id": 7}', "8", "9"]
     database = Database(server, Settings(retention_events=1))
     log = EventLog(database, Settings(retention_events=1))
-    assert log.trim(log.glance().now) == 1  # the last event but one stays for the cursors behind it
+    assert log.trim(log.glance().now).deleted == 1  # the last event but one stays for the cursors behind it
     database.close()
     server.dispose()
 

@@ -22,17 +22,17 @@ from tests.process.conftest import everyone, hold_everywhere
 from tests.process.polls import Client, get, head, publish
 from tests.waiting import until
 
-NEXT = "1_0002"
+NEXT = "1_0900"
 MIGRATION = '''
 """A column with a default, one without, an index and a table.
 
-Revision ID: 1_0002
+Revision ID: 1_0900
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "1_0002"
+revision = "1_0900"
 down_revision = "{}"
 branch_labels = None
 depends_on = None

@@ -143,7 +143,7 @@ def test_a_schema_of_another_line_is_refused_and_never_answered_with_silence(
     is_unavailable(publish(gunicorn, {"data": 1}), "schema_mismatch")
     assert terminal("SELECT count(*) FROM legacy_poll_outbox;").strip() == "0"
     # And when it is put right, nobody restarts anything.
-    terminal("UPDATE legacy_poll_version SET version_num = '1_0001';")
+    terminal("UPDATE legacy_poll_version SET version_num = '1_0002';")
     gunicorn.wait_until_ready()
     until(lambda: get(gunicorn, "/health/ready").status == 200)
     assert publish(gunicorn, {"channel": "orders", "data": 1}).status == 201

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from legacy_poll.cursors import Cursor, check_of, short_log
 from legacy_poll.errors import BacklogTooLarge, CursorExpired, CursorUnknown
-from legacy_poll.eventlog import Bounds, Glance
+from legacy_poll.eventlog import Bounds, Glance, Trimmed
 from legacy_poll.events import Batch, Event
 from legacy_poll.hub import cut
 from legacy_poll.sequencer import Moved
@@ -31,6 +31,8 @@ class MemoryLog:
         self.failure = None
         self.trims = 0
         self.trimmed = 0
+        self.trimmed_by = []
+        self.beginnings = 0
 
     @property
     def head(self):
@@ -38,7 +40,7 @@ class MemoryLog:
 
     def append(self, channel, data="1", id=None, type="message"):
         """One event with the next position; returns it."""
-        event = Event(self.head + 1, id or "id-{}".format(self.head + 1), channel, type, data, TIME)
+        event = Event(self.head + 1, id or "id-{}".format(self.head + 1), channel, type, data, TIME, None)
         self.events.append(event)
         return event
 
@@ -101,13 +103,23 @@ class MemoryLog:
 
     def read_new(self, position, *, upto, limit, max_bytes):
         self._fail()
-        events = [each for each in self.events if position <= each.position <= upto]
-        return [each for each in events if each.position >= self.oldest - 1][:limit]
+        events = [each for each in self.events if position < each.position <= upto]
+        there = self._id_at(position) if position >= self.oldest - 1 else None
+        kept = [each for each in events if each.position >= self.oldest - 1]
+        return None if there is None else check_of(there), kept[:limit]
+
+    def read_at(self, first, last):
+        self._fail()
+        return [each for each in self.events if first <= each.position <= last]
+
+    def begin_anew(self):
+        self.beginnings += 1
 
     def trim(self, now, *, batches=20):
         self._fail()
         self.trims += 1
-        return self.trimmed
+        self.trimmed_by.append(now)
+        return Trimmed(self.trimmed, more=self.trimmed >= self.trim_rows)
 
     def _fail(self):
         if self.failure is not None:

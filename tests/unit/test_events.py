@@ -238,12 +238,12 @@ def test_an_id_may_be_given_and_is_else_made():
 
 
 def test_an_event_knows_its_size_in_bytes():
-    assert Event(1, "a", "c", "t", '"abc"', "").size == 5
-    assert Event(1, "a", "c", "t", '"é❄😀"', "").size == 2 + 2 + 3 + 4
+    assert Event(1, "a", "c", "t", '"abc"', "", None).size == 5
+    assert Event(1, "a", "c", "t", '"é❄😀"', "", None).size == 2 + 2 + 3 + 4
 
 
 def test_events_and_batches_do_not_change():
-    event = Event(1, "a", "c", "t", "1", "2024-01-01T00:00:00.000Z")
+    event = Event(1, "a", "c", "t", "1", "2024-01-01T00:00:00.000Z", None)
     batch = Batch((event,), Cursor.at("log", 1, "a"))
     assert batch == Batch((event,), Cursor.at("log", 1, "a"), False)
     for thing, name in ((event, "position"), (batch, "more")):

@@ -18,7 +18,17 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 
 LAYERS = {
     "words": ["errors", "config", "cursors", "events"],
-    "storage": ["tables", "dialects", "database", "schema", "backlog", "eventlog", "sequencer", "upkeep"],
+    "storage": [
+        "tables",
+        "dialects",
+        "database",
+        "storage",
+        "schema",
+        "backlog",
+        "eventlog",
+        "sequencer",
+        "upkeep",
+    ],
     "flow": ["wakeups", "admission", "hub", "catchup", "publisher", "revocations", "hold"],
     "edge": [
         "schemas",

@@ -36,7 +36,7 @@ def ask(*pairs, settings=SETTINGS):
 
 def event(data="1", **others):
     values = dict({"id": "i", "channel": "c", "type": "t"}, **others)
-    return Event(7, values["id"], values["channel"], values["type"], data, TIME)
+    return Event(7, values["id"], values["channel"], values["type"], data, TIME, None)
 
 
 # The query.
