@@ -253,9 +253,10 @@ class EventLog:
             raise
         if row is None:
             raise LogDamaged(EMPTY)
+        marked = backlog.mark != NO_MARK
         sweep = backlog.needs_sweep(row[6])
         # With a mark, only a sweep can tell that there is nothing.
-        waiting = row[5] is not None or (sweep and backlog.mark != NO_MARK)
+        waiting = row[5] is not None or (sweep and marked)
         return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep, row[7])
 
     def begin_anew(self) -> None:
@@ -359,14 +360,11 @@ class EventLog:
         max_backlog: int,
         *,
         past_holes: bool = False,
-        whole_from: Optional[int] = None,
     ) -> Batch:
         bounds, there = _bounds(connection, cursor.position if cursor else 0)
         if cursor is not None:
             _verify(cursor, bounds, there)
             start = cursor.position
-        elif whole_from is not None:
-            start = max(bounds.oldest, whole_from) - 1
         else:
             start = bounds.oldest - 1
         events, more = _pages(connection, start, bounds.head, channels, limit, max_bytes)
@@ -387,32 +385,22 @@ class EventLog:
         if max_backlog and backlog > max_backlog:
             raise BacklogTooLarge.behind(cursor, max_backlog)
         end = events[-1].position if more else bounds.head
-        whole = past_holes or len(events) == end - start
-        hole = self._hole(connection, bounds.log_id, start, end, whole=whole)
-        if hole is not None:
-            if cursor is not None:
+        # Who has no cursor has seen nothing, and is given what there is.
+        if cursor is not None and not past_holes and len(events) < end - start:
+            hole = self._hole(connection, bounds.log_id, start, end)
+            if hole is not None:
                 raise CursorExpired(
                     "cursor %s is too old: events before position %d are missing from the log"
                     % (cursor, hole),
                     oldest=hole,
                 )
-            # Who has seen nothing begins behind it.
-            return self._read(connection, None, channels, limit, max_bytes, max_backlog, whole_from=hole)
         if more:
             newest = events[-1]
             return Batch(tuple(events), bounds.cursor.after(newest.position, newest.id, newest.mark), True)
         return Batch(tuple(events), bounds.cursor)
 
-    def _hole(
-        self, connection: Connection, log_id: str, start: int, end: int, *, whole: bool
-    ) -> Optional[int]:
-        """Where events are missing after *start* up to *end*: the position behind the last that is; None if none is.
-
-        Args:
-            whole: The events that were read are as many as there must be.
-        """
-        if whole or start >= end:
-            return None
+    def _hole(self, connection: Connection, log_id: str, start: int, end: int) -> Optional[int]:
+        """Where events are missing after *start* up to *end*: the position behind the last that is; None if none is."""
         now = self._clock()
         if self._counted_log != log_id or len(self._counted) > 1000:
             self._counted.clear()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from sqlalchemy import delete, func, insert, select
 
 from . import schema
 from .database import Database
-from .errors import InvalidEvent
+from .errors import InvalidEvent, StorageUnavailable
 from .eventlog import EventLog
 from .tables import event, outbox, set_aside
 
@@ -85,20 +85,25 @@ def set_aside_rows(database: Database, *, limit: int = 100) -> List[Dict[str, An
     Raises:
         StorageUnavailable: The database failed.
     """
-    query = select(
-        set_aside.c.id,
-        set_aside.c.outbox_id,
-        set_aside.c.event_id,
-        set_aside.c.channel,
-        set_aside.c.type,
-        func.substr(set_aside.c.data, 1, 200),
-        set_aside.c.reason,
-        set_aside.c.set_aside_at,
-    )
     names = ("id", "outbox_id", "event_id", "channel", "type", "data", "reason", "set_aside_at")
-    rows = database.read(
-        lambda connection: connection.execute(query.order_by(set_aside.c.id.desc()).limit(limit)).all()
-    )
+
+    def fetch(shown: Callable[[Any], Any]) -> List[Any]:
+        query = select(
+            set_aside.c.id,
+            set_aside.c.outbox_id,
+            *[shown(set_aside.c[name]) for name in ("event_id", "channel", "type")],
+            shown(func.substr(set_aside.c.data, 1, 200)),
+            shown(set_aside.c.reason),
+            set_aside.c.set_aside_at,
+        )
+        query = query.order_by(set_aside.c.id.desc()).limit(limit)
+        return database.read(lambda connection: list(connection.execute(query)))
+
+    try:
+        rows = fetch(lambda text: text)
+    except StorageUnavailable:
+        # Perhaps one was set aside since no driver can decode it.
+        rows = fetch(database.dialect.escaped)
     return [
         dict(zip(names, row[:-1] + (None if row[-1] is None else str(row[-1]),))) for row in map(tuple, rows)
     ]

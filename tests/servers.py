@@ -357,6 +357,8 @@ class PostgresServer(Server):
             "port": self.port,
             "unix_socket_directories": self.directory,
             "max_connections": 200,
+            # For two-phase commit, which is off by default.
+            "max_prepared_transactions": 10,
             "shared_buffers": "64MB",
             # Speed: kill -9 of the processes loses nothing without it, only a power cut would.
             "fsync": "off",

@@ -57,6 +57,10 @@ class Dialect:
         """SQL for the beginning of a text *column*: at least so many characters of it, if it has them."""
         return "substr(%s, 1, %d)" % (column, characters)
 
+    def escaped(self, column: Any) -> Any:
+        """The text *column* with what a driver may be unable to decode escaped."""
+        return column
+
     def after_read(self, connection: Connection) -> None:
         """Called when a read has ended, either way, with the same connection."""
 

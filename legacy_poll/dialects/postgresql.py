@@ -9,7 +9,7 @@ import contextlib
 import uuid
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
-from sqlalchemy import text
+from sqlalchemy import Text, cast, func, text
 from sqlalchemy.engine import Connection, Engine
 
 from .base import MOVE_SECONDS, Dialect, code_of
@@ -105,6 +105,11 @@ class PostgreSQL(Dialect):
         elif hasattr(connection, "info") and connection.info.encoding != "utf-8":
             connection.execute("SET client_encoding TO 'UTF8'")
             connection.commit()
+
+    def escaped(self, column: Any) -> Any:
+        # Byte by byte: an SQL_ASCII database takes any, and other encodings have what UTF-8 has not.
+        raw = func.convert_to(column, cast(func.getdatabaseencoding(), Text))
+        return func.replace(func.encode(raw, "escape"), "\\\\", "\\")
 
     def _default_isolation(self, connection: Any) -> str:
         cursor = connection.cursor()

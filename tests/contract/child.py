@@ -26,10 +26,11 @@ _METHODS = {
 
 
 def after(thing, method, action):
-    """Runs *action* whenever *method* of *thing* has returned."""
+    """Runs *action* when *method* of *thing* has returned for the first time."""
     call = getattr(thing, method)
 
     def called(*arguments, **options):
+        setattr(thing, method, call)
         result = call(*arguments, **options)
         action()
         return result

@@ -6,16 +6,20 @@ mark is taken after every few rows, so that each script meets it (PostgreSQL; th
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 
 from legacy_poll.backlog import NO_MARK
 from legacy_poll.eventlog import append
 from tests.contract.store import Store, between, run, series
 from tests.contract.test_publish import shop_order
+from tests.waiting import until
 
 postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -311,3 +315,159 @@ def test_no_mark_is_taken_while_a_writer_has_not_been_identified(make_store, eng
     quiet.commit()
     store.move()
     assert store.data(channels=["quiet"]) == [1, 2]
+
+
+# A sequence that was set back: an older dump was restored, or somebody said so.
+
+RESET = {
+    "to the beginning": "ALTER SEQUENCE legacy_poll_outbox_id_seq RESTART WITH 1",
+    "by setval": "SELECT setval('legacy_poll_outbox_id_seq', 3)",
+    "to just below the mark": "SELECT setval('legacy_poll_outbox_id_seq', 8)",
+    "with the table": "TRUNCATE legacy_poll_outbox RESTART IDENTITY",
+    "far below zero": (
+        "ALTER SEQUENCE legacy_poll_outbox_id_seq MINVALUE -1000000 START WITH -1000000 RESTART WITH -1000000"
+    ),
+}
+
+
+@pytest.fixture
+def set_back(make_store, engine):
+    """A store with a mark at 11, on a clock that stands: no sweep comes but by need."""
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq MINVALUE 1 START WITH 1 RESTART WITH 1")
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark == 11
+    yield store
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq MINVALUE 1 START WITH 1 RESTART WITH 100000")
+
+
+@postgresql
+@pytest.mark.parametrize("reset", RESET.values(), ids=list(RESET))
+def test_ids_that_go_back_make_no_event_late(set_back, engine, reset):
+    run(engine, reset)
+    set_back.publish("first")
+    assert set_back.log.glance().waiting
+    set_back.move()
+    assert set_back.data(channels=["orders"]) == ["first"]
+
+
+@postgresql
+@pytest.mark.parametrize("reset", RESET.values(), ids=list(RESET))
+def test_ids_that_go_back_past_the_mark_tear_no_transaction(set_back, engine, begin, reset):
+    """One that begins below the old mark and ends above it."""
+    run(engine, reset)
+    torn = begin()
+    for number in range(60):
+        append(torn, "torn", number)
+        if number % 20 == 0:
+            run(engine, series(engine, 10))
+            set_back.move()
+    torn.commit()
+    set_back.drain()
+    assert set_back.data(channels=["torn"]) == list(range(60))
+
+
+@postgresql
+def test_ids_that_went_back_cross_the_old_mark_in_the_order_of_the_commits(set_back, engine):
+    run(engine, RESET["to the beginning"])
+    for number in range(120):
+        set_back.publish(number)
+        if number % 3 == 0:
+            set_back.move()
+    set_back.drain()
+    assert set_back.data(channels=["orders"]) == list(range(120))
+    # And there is a mark again, of these ids.
+    assert NO_MARK < set_back.backlog.mark <= 121
+
+
+@postgresql
+def test_ids_that_go_back_while_a_mark_is_about_to_be_taken_are_noticed(make_store, engine, begin):
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    run(engine, series(engine, 10))
+    store.move()
+    run(engine, RESET["to the beginning"])
+    torn = begin()
+    append(torn, "torn", 1)
+    run(engine, series(engine, 30))
+    for _ in range(4):
+        store.move()
+        run(engine, series(engine, 10))
+    append(torn, "torn", 2)
+    torn.commit()
+    store.drain()
+    assert store.data(channels=["torn"]) == [1, 2]
+
+
+@postgresql
+def test_a_user_who_may_not_see_the_sequence_has_no_mark_and_every_event(make_store, engine, database_url):
+    run(engine, "DROP ROLE IF EXISTS poll_server")
+    run(engine, "CREATE ROLE poll_server LOGIN")
+    try:
+        for table in ("outbox", "event", "log", "set_aside", "setting", "version"):
+            run(engine, "GRANT SELECT, INSERT, UPDATE, DELETE ON legacy_poll_%s TO poll_server" % table)
+        theirs = create_engine(make_url(database_url).set(username="poll_server"), future=True)
+        store = make_store(theirs, mark_rows=10, clock=lambda: 0.0)
+        for _ in range(4):
+            run(engine, series(engine, 10))
+            store.move()
+        assert (store.backlog.mark, len(store.events())) == (NO_MARK, 40)
+        store.close()
+        theirs.dispose()
+    finally:
+        run(engine, "DROP OWNED BY poll_server")
+        run(engine, "DROP ROLE poll_server")
+
+
+@postgresql
+def test_what_was_known_of_ids_is_forgotten_with_the_log(set_back):
+    set_back.log.begin_anew()
+    assert set_back.backlog.mark == NO_MARK
+    assert set_back.log.glance().sweep
+
+
+# Other sessions' locks.
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_a_report_that_locks_the_end_of_the_log_is_named_and_no_worker_of_ours(
+    store, engine, begin, make_store
+):
+    """INSERT ... SELECT at REPEATABLE READ, from another database: whatever waits behind it is not the holder."""
+    store.publish(1)
+    store.drain()
+    run(engine, "CREATE TABLE archive LIKE legacy_poll_event")
+    try:
+        report = begin()
+        report.exec_driver_sql("INSERT INTO archive SELECT * FROM legacy_poll_event")
+        number = report.exec_driver_sql("SELECT CONNECTION_ID()").scalar()
+        store.publish(2)
+        moves = []
+        behind = threading.Thread(target=lambda: moves.append(make_store().move()))
+        behind.start()
+        waits = (
+            "SELECT count(*) FROM information_schema.processlist"
+            " WHERE info LIKE 'INSERT INTO legacy_poll_event%%' AND time_ms > 200"
+        )
+        with engine.connect() as watcher:
+            until(lambda: watcher.exec_driver_sql(waits).scalar(), 20, "a move waits behind the report")
+        named = store.sequencer.lock_holder()
+        behind.join(20)
+        assert (moves[0].busy, moves[0].blocked) == (True, True)
+        assert named.count("server connection") == 1
+        assert "server connection %d, user root" % number in named
+        report.rollback()
+        store.drain()
+        assert store.data() == [1, 2]
+        # At READ COMMITTED it locks nothing.
+        report.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        report.commit()
+        report.exec_driver_sql("INSERT INTO archive SELECT * FROM legacy_poll_event")
+        store.publish(3)
+        assert not store.move().busy
+        assert store.data() == [1, 2, 3]
+        report.rollback()
+    finally:
+        report.close()
+        run(engine, "DROP TABLE archive")

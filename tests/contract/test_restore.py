@@ -145,3 +145,36 @@ def test_a_restored_log_is_at_the_version_it_was_and_goes_on(store, engine, back
     store.insert({"channel": "no spaces", "data": "1"})
     fill(store, 2)
     assert (store.data(), len(store.set_aside())) == ([1, 2], 1)
+
+
+def test_a_client_ahead_of_a_backup_is_told_though_the_same_id_comes_to_the_same_position(store, backup):
+    """A publisher that repeats what it is not sure of gives the same id again; what was put before it is another."""
+    fill(store, 1, 2, 3)
+    restore = backup()
+    fill(store, "four")
+    store.publish("five", id="daily-report")
+    store.drain()
+    given = cursors(store)
+    restore()
+    fill(store, "another four")
+    store.publish("five", id="daily-report")
+    store.drain()
+    assert store.positions() == [1, 2, 3, 4, 5]
+    for cursor in given[4:]:
+        with pytest.raises(CursorUnknown, match="another event there"):
+            store.read(cursor)
+    assert store.data(cursor=given[3]) == ["another four", "five"]
+
+
+def test_a_glance_tells_a_restored_log_in_which_the_last_event_is_the_same(store, backup):
+    fill(store, 1)
+    restore = backup()
+    store.publish(2, id="given")
+    store.drain()
+    before = store.log.glance()
+    restore()
+    store.publish(2, id="given")
+    store.drain()
+    after = store.log.glance()
+    assert (before.head, before.head_id) == (after.head, after.head_id)
+    assert before.cursor != after.cursor

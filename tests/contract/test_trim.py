@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import pytest
 from sqlalchemy import event as listening
 from sqlalchemy.engine import Engine
 
 from legacy_poll.errors import CursorExpired
+from legacy_poll.events import seconds_of
+from legacy_poll.storage.ages import KnownFor, SteadyClock
 from legacy_poll.tables import log
 from tests.contract.store import run
+from tests.unit.memory_log import Clock
 
 LONG_AGO, YESTERDAY, NOW = "2020-01-01T00:00:00.000Z", "2024-05-01T12:00:00.000Z", "2024-05-02T12:00:00.000Z"
 
@@ -231,3 +236,69 @@ def test_a_trim_that_finds_the_log_locked_gives_up_and_is_done_later(make_store,
     assert (store.log.bounds().oldest, store.data()) == (1, [1, 2, 3, 4, 5])
     assert store.log.trim(NOW).deleted == 2
     assert store.data() == [4, 5]
+
+
+@pytest.mark.parametrize("seconds", [4e10, 6.4e10, 1e15])
+def test_a_retention_of_millennia_keeps_everything(make_store, seconds):
+    """The year 759 has four digits too, where texts are compared."""
+    store = filled(make_store(retention_seconds=seconds), 5, [LONG_AGO] * 5)
+    assert store.log.trim(NOW).deleted == 0
+    assert store.data() == [1, 2, 3, 4, 5]
+
+
+def test_a_look_while_the_databases_clock_is_a_day_ahead_trims_nothing(make_store):
+    store = filled(make_store(retention_seconds=3600), 5)
+    passed, wall = Clock(), [seconds_of(store.log.glance().now)]
+    steady = SteadyClock(clock=passed, wall=lambda: wall[0])
+    ahead = moved(store.log.glance().now, days=1)
+    assert store.log.trim(steady(ahead)).deleted == 0
+    assert steady.ahead_seconds > 80_000
+    assert store.data() == [1, 2, 3, 4, 5]
+    # And when the host's clock jumps with it, as on one machine.
+    wall[0] += 86_400
+    assert store.log.trim(steady(ahead)).deleted == 0
+    assert store.log.bounds().oldest == 1
+    # An hour passes, here and there.
+    passed.now += 3700
+    assert store.log.trim(steady(moved(ahead, seconds=3700))).deleted == 4
+    assert store.data() == []
+
+
+def test_events_from_the_future_are_old_once_a_worker_has_known_them_for_as_long(make_store):
+    store = make_store(retention_seconds=3600)
+    passed = Clock()
+    store.log._known_for = KnownFor(clock=passed)
+    filled(store, 10, ["2924-05-02T12:00:00.000Z"] * 5)
+    now = store.log.glance().now
+    assert store.log.trim(now).deleted == 0
+    passed.now += 3500
+    later = moved(now, seconds=3500)
+    store.publish(11)
+    store.drain()
+    assert store.log.trim(later).deleted == 0
+    passed.now += 200
+    assert store.log.trim(now).deleted == 9
+    assert store.data() == [11]
+
+
+def test_what_was_known_of_a_log_is_forgotten_when_it_is_another(make_store):
+    store = make_store(retention_seconds=3600)
+    passed = Clock()
+    store.log._known_for = KnownFor(clock=passed)
+    filled(store, 10)
+    now = store.log.glance().now
+    store.log.trim(now)
+    # Restored from a backup: fewer events, then others at the same positions.
+    run(store.engine, "DELETE FROM legacy_poll_event WHERE position > 3")
+    run(store.engine, "UPDATE legacy_poll_log SET head = 3")
+    store.log.begin_anew()
+    store.publish(*range(20))
+    store.drain()
+    passed.now += 3700
+    assert store.log.trim(now).deleted == 0
+    assert len(store.data()) == 23
+
+
+def moved(time, **by):
+    moment = datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ") + timedelta(**by)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000)

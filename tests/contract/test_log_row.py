@@ -1,0 +1,257 @@
+"""The one row of `legacy_poll_log`: gone, doubled or older than the events, it is told, and one command repairs it.
+
+Nothing that committed meanwhile is lost: it waits in the outbox, on SQLite too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from legacy_poll import schema
+from legacy_poll.errors import CursorUnknown, LogDamaged, SchemaMissing
+from tests.contract.store import one_writer, run, two_writers
+from tests.servers import database_name
+
+pytestmark = pytest.mark.own_database
+
+
+@pytest.fixture
+def store(make_store):
+    """A store whose log is whole at the end of each test."""
+    store = make_store()
+    yield store
+    assert schema.check(store.database) is None
+    store.check()
+
+
+def at_work(store):
+    """New events get positions, and are read."""
+    before = store.log.bounds().cursor
+    store.publish("at work")
+    store.drain()
+    assert store.data(cursor=before) == ["at work"]
+
+
+def test_what_is_published_while_the_log_has_no_row_waits_and_is_delivered_after_a_repair(store, engine):
+    store.publish("before")
+    store.drain()
+    old = store.log.bounds().cursor
+    run(engine, "DELETE FROM legacy_poll_log")
+    store.publish("meanwhile", "and again")
+    assert store.waiting() == 2
+    for ask in (store.log.glance, store.log.bounds, store.read, lambda: schema.check(store.database)):
+        with pytest.raises(LogDamaged, match="legacy_poll_log is empty.*run: legacy-poll repair"):
+            ask()
+    with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
+        schema.new_log(engine)
+    repaired = schema.repair(engine)
+    assert "is empty" in repaired.damage
+    assert (repaired.head, repaired.oldest) == (1, 1)
+    store.drain()
+    assert store.data() == ["before", "meanwhile", "and again"]
+    with pytest.raises(CursorUnknown):
+        store.read(old)
+    at_work(store)
+
+
+def test_a_repair_after_all_tables_were_emptied_begins_a_log(store, engine):
+    store.publish(1, 2, 3)
+    store.drain()
+    for table in ("outbox", "event", "log", "set_aside", "setting"):
+        run(engine, "DELETE FROM legacy_poll_" + table)
+    store.publish("kept")
+    assert (schema.repair(engine).head, store.waiting()) == (0, 1)
+    store.drain()
+    assert store.data() == ["kept"]
+
+
+def test_a_whole_log_is_not_repaired(store, engine):
+    store.publish(1, 2)
+    store.drain()
+    before = store.log.bounds()
+    repaired = schema.repair(engine)
+    assert repaired.damage is None
+    assert (repaired.log_id, repaired.head, repaired.oldest) == (before.log_id, 2, 1)
+    assert store.log.bounds() == before
+
+
+def test_a_log_with_holes_is_not_damaged(store, engine):
+    store.publish(1, 2, 3)
+    store.drain()
+    run(engine, "DELETE FROM legacy_poll_event WHERE position IN (1, 3)")
+    try:
+        assert schema.repair(engine).damage is None
+        at_work(store)
+    finally:
+        run(engine, "UPDATE legacy_poll_log SET oldest = 4")
+
+
+def test_a_second_row_is_refused_by_the_database(store, engine):
+    for insert in (
+        "INSERT INTO legacy_poll_log (log_id, head, oldest) VALUES ('another', 0, 1)",
+        "INSERT INTO legacy_poll_log (log_id, head, oldest, one_row) VALUES ('another', 0, 1, 2)",
+    ):
+        with pytest.raises((IntegrityError, OperationalError)):
+            run(engine, insert)
+    at_work(store)
+
+
+def test_two_rows_of_an_older_schema_become_one_by_the_upgrade(store, engine):
+    store.publish(1, 2, 3)
+    store.drain()
+    to_first_version(engine)
+    run(engine, "INSERT INTO legacy_poll_log (log_id, head, oldest) VALUES ('from a dump', 7, 2)")
+    assert schema.upgrade(engine) == "1_0001"
+    bounds = store.log.bounds()
+    assert (bounds.head, bounds.oldest) == (7, 1)
+    assert bounds.log_id != "from a dump"
+    run(engine, "UPDATE legacy_poll_log SET oldest = 8")
+    at_work(store)
+
+
+def test_events_of_an_older_schema_keep_the_cursors_behind_them(store, engine):
+    """They have no mark: their id is what is checked."""
+    to_first_version(engine)
+    insert = (
+        "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at)"
+        " VALUES (1, 'old-one', 'orders', 'message', '1', '2026-01-01T00:00:00.000Z')"
+    )
+    run(engine, insert)
+    run(engine, "UPDATE legacy_poll_log SET head = 1")
+    schema.upgrade(engine)
+    cursor = store.log.cursor_at(1)
+    assert cursor.check == "%s" % store.events()[0].check
+    store.publish(2)
+    store.drain()
+    assert store.data(cursor=cursor) == [2]
+
+
+def test_events_that_are_beyond_the_head_are_told_before_a_position_is_given_twice(store, engine):
+    store.publish(*range(1, 6))
+    store.drain()
+    old = store.log.bounds().cursor
+    run(engine, "UPDATE legacy_poll_log SET head = 2")
+    store.publish("meanwhile")
+    with pytest.raises(LogDamaged, match="ends at position 2, and there are events up to 5"):
+        schema.check(store.database)
+    with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
+        store.move()
+    assert store.waiting() == 1
+    repaired = schema.repair(engine)
+    assert (repaired.head, repaired.oldest) == (5, 1)
+    store.drain()
+    assert store.data() == [1, 2, 3, 4, 5, "meanwhile"]
+    with pytest.raises(CursorUnknown):
+        store.read(old)
+
+
+@pytest.mark.parametrize("head, oldest", [(3, 0), (3, 5), (3, 900), (-1, 1)])
+def test_bounds_that_cannot_be_are_told_and_repaired(store, engine, head, oldest):
+    store.publish(1, 2, 3)
+    store.drain()
+    run(engine, "UPDATE legacy_poll_log SET head = :head, oldest = :oldest", head=head, oldest=oldest)
+    with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
+        schema.check(store.database)
+    assert schema.repair(engine).head == 3
+    run(engine, "UPDATE legacy_poll_log SET oldest = 1")
+    at_work(store)
+
+
+def test_repairs_at_once_are_one(store, engine, second_engine):
+    run(engine, "DELETE FROM legacy_poll_log")
+    first, second = schema.repair(engine), schema.repair(second_engine)
+    assert (second.damage, second.log_id) == (None, first.log_id)
+
+
+def test_a_repair_of_no_tables_says_what_to_run(engine, store):
+    run(engine, "UPDATE legacy_poll_version SET version_num = '1_0001'")
+    try:
+        with pytest.raises(SchemaMissing, match="run: legacy-poll upgrade"):
+            schema.repair(engine)
+    finally:
+        run(engine, "UPDATE legacy_poll_version SET version_num = '%s'" % schema.REVISION)
+
+
+@one_writer
+def test_a_dump_of_another_log_loaded_beside_the_row_keeps_what_is_published(store, engine):
+    """SQLite: the row of the dump is refused, its events are there; the trigger gives no position twice."""
+    for position in (1, 2, 3):
+        run(
+            engine,
+            "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at) VALUES"
+            " (:position, 'dumped-' || :position, 'orders', 'message', '1', '2026-01-01T00:00:00.000Z')",
+            position=position,
+        )
+    store.publish("mine")
+    assert store.waiting() == 1
+    with pytest.raises(LogDamaged):
+        store.move()
+    schema.repair(engine)
+    store.drain()
+    assert store.data() == [1, 1, 1, "mine"]
+
+
+@two_writers
+def test_a_data_only_dump_of_the_older_schema_is_told_apart_and_repaired(
+    store, engine, database_server, tmp_path
+):
+    store.publish(1, 2, 3)
+    store.drain()
+    to_first_version(engine)
+    dump = tmp_path / "data.sql"
+    with open(str(dump), "wb") as file:
+        subprocess.run(data_only(database_server, engine), stdout=file, check=True, timeout=60)
+    schema.upgrade(engine)
+    # Tables that an upgrade made, and the data of another database: its own row, then the dump's.
+    run(engine, "DELETE FROM legacy_poll_event")
+    run(engine, "UPDATE legacy_poll_log SET log_id = 'made by the upgrade', head = 0, oldest = 1")
+    with open(str(dump), "rb") as file:
+        command = database_server.client(engine.url.database)
+        if engine.dialect.name == "mysql":
+            command = command + ["--force"]
+        subprocess.run(command, stdin=file, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM legacy_poll_event")).scalar() == 3
+    with pytest.raises(LogDamaged, match="ends at position 0, and there are events up to 3"):
+        schema.check(store.database)
+    schema.repair(engine)
+    at_work(store)
+
+
+def data_only(server, engine):
+    if engine.dialect.name == "mysql":
+        place = ["--protocol=tcp", "-h", "127.0.0.1", "-P", str(server.port), "-u", "root"]
+        program = [
+            server.program("mariadb-dump"),
+            "--no-defaults",
+            "--no-create-info",
+            "--complete-insert",
+        ]
+        return program + place + [engine.url.database, "legacy_poll_log", "legacy_poll_event"]
+    place = ["-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
+    tables = ["-t", "legacy_poll_log", "-t", "legacy_poll_event"]
+    return (
+        [server.program("pg_dump"), "--data-only", "--inserts"]
+        + place
+        + tables
+        + [database_name(engine.url.database)]
+    )
+
+
+def to_first_version(engine):
+    """The tables as version 1_0001 made them, with what is in them."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", os.fspath(schema.migrations()))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "1_0001")
+    columns = {each["name"] for each in inspect(engine).get_columns("legacy_poll_log")}
+    assert columns == {"log_id", "head", "oldest"}

@@ -1,0 +1,405 @@
+"""The promises hold whatever the server's, the database's or the engine's defaults are.
+
+Isolation and autocommit, set for everybody by somebody else; collations and sequences that an administrator changed.
+Nothing here is set by us: what is under test finds it so, on connections made afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import sqlalchemy
+from sqlalchemy import create_engine, text
+
+from legacy_poll import schema
+from legacy_poll.errors import SchemaError
+from tests.contract.store import run
+from tests.servers import database_name
+from tests.waiting import until
+
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+drivers = pytest.mark.parametrize(
+    "driver",
+    [
+        pytest.param(
+            "postgresql+psycopg",
+            marks=pytest.mark.skipif(
+                sqlalchemy.__version__.startswith("1."), reason="SQLAlchemy 1.4 does not know it"
+            ),
+        ),
+        "postgresql+psycopg2",
+    ],
+)
+
+
+@pytest.fixture
+def set_global(database_url, mariadb):
+    """Sets a variable of the MariaDB server for the connections made from then on, until the test ends."""
+    before = {}
+
+    def set_global(name, value):
+        before.setdefault(name, mariadb.execute("SELECT @@GLOBAL.{}".format(name)).strip())
+        mariadb.execute("SET GLOBAL {} = {!r}".format(name, value))
+
+    yield set_global
+    for name, value in before.items():
+        mariadb.execute("SET GLOBAL {} = {}".format(name, value if value.isdigit() else repr(value)))
+
+
+@pytest.fixture
+def make_engine(database_url):
+    """Makes engines on the test's database, as an application might that has its own idea of transactions."""
+    made = []
+
+    def make_engine(driver=None, **options):
+        url = sqlalchemy.engine.make_url(database_url)
+        made.append(create_engine(url.set(drivername=driver) if driver else url, future=True, **options))
+        return made[-1]
+
+    yield make_engine
+    for engine in made:
+        engine.dispose()
+
+
+# Isolation, on MariaDB.
+
+LEVELS = ["global", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"]
+
+
+@pytest.fixture(params=LEVELS)
+def odd_store(request, make_store, make_engine, set_global):
+    """A store whose connections begin in another isolation than ours, by the server's default or the engine's."""
+    if request.param == "global":
+        set_global("tx_isolation", "READ-UNCOMMITTED")
+        return make_store(make_engine())
+    return make_store(make_engine(isolation_level=request.param))
+
+
+@on_mariadb
+def test_a_row_that_is_not_committed_is_not_moved_and_stops_nobody(odd_store, store, begin):
+    first, second = begin(), begin()
+    insert = text("INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', :data)")
+    first.execute(insert, {"data": "1"})
+    store.publish(2)
+    second.execute(insert, {"data": "3"})
+    store.publish(4)
+    moved = odd_store.move()
+    assert ([each.data for each in moved.events], moved.busy) == (["2", "4"], False)
+    assert odd_store.waiting() == 0
+    first.rollback()
+    odd_store.drain()
+    assert odd_store.data() == [2, 4]
+    second.commit()
+    odd_store.drain()
+    assert odd_store.data() == [2, 4, 3]
+    odd_store.check()
+
+
+@on_mariadb
+def test_a_head_that_is_not_committed_is_not_seen(odd_store, store, begin):
+    store.publish(1)
+    store.drain()
+    other = begin()
+    other.execute(text("UPDATE legacy_poll_log SET head = head + 100"))
+    assert (odd_store.log.glance().head, odd_store.log.bounds().head) == (1, 1)
+    assert odd_store.data() == [1]
+    store.publish(2)
+    # Somebody else has the log, and nobody waits for it.
+    assert odd_store.move().busy
+    other.rollback()
+    odd_store.drain()
+    assert (odd_store.log.glance().head, odd_store.data()) == (2, [1, 2])
+
+
+@on_mariadb
+def test_what_others_commit_later_is_seen(odd_store, store):
+    for number in range(3):
+        assert odd_store.log.glance().head == odd_store.log.bounds().head == number
+        assert odd_store.data() == list(range(number))
+        store.publish(number)
+        assert odd_store.log.glance().waiting
+        store.drain()
+
+
+# Autocommit, on MariaDB.
+
+OPEN = (
+    "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p"
+    " ON p.id = t.trx_mysql_thread_id WHERE p.db = '{}'"
+)
+
+
+@on_mariadb
+def test_without_autocommit_on_the_server_a_store_sees_what_others_commit_later(
+    store, make_store, make_engine, set_global
+):
+    set_global("autocommit", 0)
+    late = make_store(make_engine())
+    for number in range(3):
+        assert (late.log.glance().head, late.data()) == (number, list(range(number)))
+        store.publish(number)
+        assert late.log.glance().waiting
+        store.drain()
+    assert (late.log.bounds().head, late.data()) == (3, [0, 1, 2])
+
+
+@on_mariadb
+def test_without_autocommit_on_the_server_no_read_leaves_a_transaction_open(
+    make_store, make_engine, set_global, mariadb, database_url
+):
+    set_global("autocommit", 0)
+    store = make_store(make_engine())
+    store.publish(1, 2)
+    store.drain()
+    question = OPEN.format(database_name(database_url))
+    for read in (store.log.glance, store.log.bounds, store.data, store.waiting, store.move):
+        read()
+        # As often as need be: InnoDB goes on showing what it showed until nobody has asked for 0.1 s.
+        until(lambda: mariadb.execute(question).strip() == "0", 10, "no transaction is open")
+    store.check()
+
+
+@on_mariadb
+def test_without_autocommit_on_the_server_events_are_published_moved_and_trimmed(
+    make_store, make_engine, set_global
+):
+    set_global("autocommit", 0)
+    store, other = make_store(make_engine(), retention_events=2), make_store(make_engine())
+    store.insert({"channel": "no spaces", "data": "0"})
+    store.publish(1, 2, 3, 4)
+    store.drain()
+    assert (other.data(), other.waiting(), len(other.set_aside())) == ([1, 2, 3, 4], 0, 1)
+    other.publish(5)
+    other.drain()
+    store.log.trim(store.log.glance().now)
+    assert (store.data(), other.data()) == ([4, 5], [4, 5])
+    store.check()
+
+
+# Isolation, on PostgreSQL.
+
+
+@pytest.fixture(params=["serializable", "repeatable read"])
+def strict_engine(request, database_url, postgres, make_engine, driver):
+    """An application's engine on a database whose transactions are of that kind, unless they say otherwise."""
+    name = database_name(database_url)
+    alter = "ALTER DATABASE {} ".format(name)
+    postgres.execute(alter + "SET default_transaction_isolation = '{}'".format(request.param))
+    postgres.execute("CREATE TABLE account (id int PRIMARY KEY, balance int)", database=name)
+    postgres.execute("INSERT INTO account SELECT n, 0 FROM generate_series(1, 20) AS n", database=name)
+    try:
+        yield make_engine(driver)
+    finally:
+        postgres.execute(alter + "RESET default_transaction_isolation")
+        # Whatever still has it open would make the DROP wait.
+        sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
+        postgres.execute(sessions.format(name))
+        postgres.execute("DROP TABLE account", database=name)
+
+
+def look(store):
+    """Everything that a worker asks while nothing happens."""
+    glance = store.log.glance()
+    store.sequencer.move(glance)
+    store.log.bounds()
+    store.read()
+    store.read(glance.cursor, ["orders"])
+    store.log.cursor_since(60)
+    store.waiting()
+    return glance
+
+
+def sessions(postgres, engine, state):
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND state = '{}'"
+    return int(postgres.execute(query.format(database_name(str(engine.url)), state)))
+
+
+PUBLISH = text("INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', :data)")
+
+
+@on_postgresql
+@drivers
+def test_looks_leave_no_predicate_lock_while_an_application_publishes(strict_engine, make_store, postgres):
+    store = make_store(strict_engine)
+    with strict_engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        own = connection.execute(text("SELECT pg_backend_pid() FROM account WHERE id = 1")).scalar()
+        connection.execute(PUBLISH, {"data": "1"})
+        look(store)
+        holders = "SELECT DISTINCT pid FROM pg_locks WHERE mode = 'SIReadLock'"
+        assert postgres.execute(holders).split() == [str(own)]
+        assert sessions(postgres, strict_engine, "idle in transaction") == 1
+        connection.commit()
+    store.drain()
+    assert store.data() == [1]
+    assert sessions(postgres, strict_engine, "idle in transaction") == 0
+
+
+@on_postgresql
+@drivers
+def test_looks_make_no_application_transaction_fail(strict_engine, make_store, postgres):
+    store, other = make_store(strict_engine), make_store(strict_engine)
+    serializable = strict_engine.execution_options(isolation_level="SERIALIZABLE")
+    for number in range(10):
+        with serializable.connect() as reader, serializable.connect() as writer:
+            account = {"id": number + 1}
+            reader.execute(text("SELECT balance FROM account WHERE id = :id"), account).scalar()
+            look(other)
+            writer.execute(text("SELECT balance FROM account WHERE id = :id + 10"), account).scalar()
+            writer.execute(text("UPDATE account SET balance = balance + 1 WHERE id = :id"), account)
+            writer.execute(PUBLISH, {"data": str(2 * number)})
+            look(store)
+            writer.commit()
+            # Sees the one that ended first, and not the one that it comes before.
+            look(store)
+            look(other)
+            reader.execute(PUBLISH, {"data": str(2 * number + 1)})
+            look(store)
+            reader.commit()
+        look(other)
+    store.drain()
+    assert store.data() == list(range(20))
+    assert sessions(postgres, strict_engine, "idle in transaction") == 0
+    assert sessions(postgres, strict_engine, "idle in transaction (aborted)") == 0
+    store.check()
+
+
+@on_postgresql
+@drivers
+def test_looks_go_on_beside_a_prepared_transaction(strict_engine, make_store, store, postgres):
+    strict = make_store(strict_engine)
+    serializable = strict_engine.execution_options(isolation_level="SERIALIZABLE")
+    name = database_name(str(strict_engine.url))
+    with serializable.connect() as prepared, serializable.connect() as writer:
+        prepared.execute(text("SELECT balance FROM account WHERE id = 1")).scalar()
+        prepared.execute(PUBLISH, {"data": "1"})
+        writer.execute(text("UPDATE account SET balance = 1 WHERE id = 1"))
+        writer.execute(PUBLISH, {"data": "2"})
+        prepared.execute(text("PREPARE TRANSACTION 'theirs'"))
+        prepared.invalidate()
+        try:
+            writer.commit()
+            for _ in range(3):
+                look(strict)
+            # Who looked in such a transaction would be the one that fails: what is prepared cannot any more.
+            assert strict.data() == [2]
+        except BaseException:
+            postgres.execute("ROLLBACK PREPARED 'theirs'", database=name)
+            raise
+    postgres.execute("COMMIT PREPARED 'theirs'", database=name)
+    strict.drain()
+    assert strict.data() == [2, 1]
+    assert sessions(postgres, strict_engine, "idle in transaction") == 0
+
+
+# Collations, on MariaDB.
+
+
+def command_in(message):
+    """The ALTER command that *message* ends with."""
+    return re.search(r"ALTER (?:TABLE|SEQUENCE) [^;]*$", message).group()
+
+
+@pytest.fixture
+def convert(engine):
+    """Has a table compare text as an administrator likes it."""
+
+    def convert(table, collation="utf8mb4_general_ci"):
+        run(engine, "ALTER TABLE %s CONVERT TO CHARACTER SET utf8mb4 COLLATE %s" % (table, collation))
+
+    return convert
+
+
+@pytest.mark.own_database
+@on_mariadb
+@pytest.mark.parametrize("table", ["legacy_poll_event", "legacy_poll_outbox", "legacy_poll_log"])
+def test_a_table_that_compares_text_otherwise_is_named_with_the_command_that_mends_it(
+    store, engine, convert, table
+):
+    assert schema.check(store.database) is None
+    convert(table)
+    warning = schema.check(store.database)
+    assert table in warning
+    assert "utf8mb4_general_ci" in warning
+    assert command_in(warning).startswith("ALTER TABLE %s " % table)
+    assert schema.faults(store.database) == [warning]
+    run(engine, command_in(warning))
+    assert schema.check(store.database) is None
+    assert schema.faults(store.database) == []
+
+
+@pytest.mark.own_database
+@on_mariadb
+@pytest.mark.parametrize("collation", ["utf8mb4_general_ci", "utf8mb4_unicode_ci"])
+def test_a_reader_gets_no_neighbour_that_is_the_same_to_a_collation(store, convert, collation):
+    convert("legacy_poll_event", collation)
+    convert("legacy_poll_outbox", collation)
+    names = ["Orders", "orders", "ORDERS", "orderS", "orders."]
+    for number in range(50):
+        store.publish(number, channel=names[number % 5])
+    store.drain()
+    for number, name in enumerate(names):
+        wanted = list(range(number, 50, 5))
+        assert store.data(channels=[name]) == wanted
+        # A page at a time too, where the neighbours take up most of what the database finds.
+        paged, cursor, more = [], None, True
+        while more:
+            batch = store.read(cursor, [name], limit=3)
+            paged += [int(each.data) for each in batch.events]
+            cursor, more = batch.cursor, batch.more
+        assert paged == wanted
+    assert store.data(channels=["oRders"]) == []
+
+
+@pytest.mark.own_database
+@on_mariadb
+def test_an_id_is_not_taken_for_one_that_is_the_same_to_a_collation(store, convert):
+    convert("legacy_poll_event")
+    convert("legacy_poll_outbox")
+    store.publish(1, id="abc")
+    store.drain()
+    store.publish(2, id="ABC")
+    store.publish(3, id="Abc")
+    store.publish(4, id="abc")
+    store.drain()
+    store.publish(5, id="ABC")
+    store.drain()
+    assert [(each.id, each.data) for each in store.events()] == [("abc", "1"), ("ABC", "2"), ("Abc", "3")]
+
+
+# Sequences, on PostgreSQL.
+
+
+@pytest.mark.own_database
+@on_postgresql
+@pytest.mark.parametrize("change", ["CACHE 50", "INCREMENT -1", "INCREMENT -2 MINVALUE -1000 CACHE 7"])
+def test_a_sequence_whose_ids_do_not_rise_is_named_with_the_command_that_mends_it(store, engine, change):
+    store.publish(1, 2)
+    store.drain()
+    assert schema.check(store.database) is None
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq " + change)
+    with pytest.raises(SchemaError, match="legacy_poll_outbox_id_seq") as raised:
+        schema.check(store.database)
+    assert schema.faults(store.database) == [str(raised.value)]
+    assert command_in(str(raised.value)).split()[2].endswith("legacy_poll_outbox_id_seq")
+    run(engine, command_in(str(raised.value)))
+    assert schema.check(store.database) is None
+    store.publish(3, 4, 5)
+    store.drain()
+    assert store.data() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.own_database
+@on_postgresql
+def test_a_sequence_that_was_renamed_is_named_as_it_is_called(store, engine):
+    run(engine, 'ALTER SEQUENCE legacy_poll_outbox_id_seq RENAME TO "Their ids"')
+    run(engine, 'ALTER SEQUENCE "Their ids" CACHE 50')
+    with pytest.raises(SchemaError, match="Their ids") as raised:
+        schema.check(store.database)
+    run(engine, command_in(str(raised.value)))
+    assert schema.check(store.database) is None
+    store.publish(1, 2)
+    store.drain()
+    assert store.data() == [1, 2]
