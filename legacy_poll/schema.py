@@ -13,6 +13,7 @@ import random
 import threading
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, Iterator, List, Mapping, Optional
 
 from sqlalchemy import inspect, text
@@ -23,7 +24,7 @@ from .database import Database
 from .errors import ConfigError, LogDamaged, SchemaError, SchemaMissing, StorageBusy
 from .storage import repair as repairing
 from .storage.repair import Repaired
-from .tables import log
+from .tables import event, log
 
 __all__ = [
     "upgrade",
@@ -44,6 +45,8 @@ REVISION = "1_0002"
 #: How the names of our tables begin, those of later versions as well.
 PREFIX = "legacy_poll_"
 VERSION_TABLE = PREFIX + "version"
+_FIRST_REVISION = "1_0001"
+_NAMELESS = "legacy_poll_version is empty: nothing says which version the tables are; run: legacy-poll repair"
 _UPGRADE_WAIT_SECONDS = 60
 #: alembic keeps what runs in globals of its modules, so one upgrade at a time in one process, whatever the database.
 _alembic = threading.Lock()
@@ -128,6 +131,8 @@ def _upgrade(database: Database, connection: Connection, revision: str) -> Optio
 
     with database.dialect.upgrade_lock(connection):
         before = _version(connection)
+        if before is None and _is_nameless(connection):
+            raise LogDamaged(_NAMELESS)
         if before is not None and not _same_line(before):
             raise SchemaError(_other_line(before))
         if before == REVISION or (before is not None and before > REVISION):
@@ -198,11 +203,25 @@ def repair(engine: Engine) -> Repaired:
 
     def work(connection: Connection) -> Repaired:
         with database.dialect.upgrade_lock(connection):
-            return repairing.repair(connection)
+            nameless = _is_nameless(connection)
+            if nameless:
+                # Emptied with all the others. What the tables are shows in their columns.
+                columns = {each["name"] for each in inspect(connection).get_columns(event.name)}
+                found = REVISION if event.c.mark.name in columns else _FIRST_REVISION
+                connection.execute(
+                    text("INSERT INTO %s (version_num) VALUES (:found)" % VERSION_TABLE), {"found": found}
+                )
+                if found != REVISION:
+                    return Repaired(_NAMELESS, "", 0, 1)
+            repaired = repairing.repair(connection)
+            return replace(repaired, damage=repaired.damage or _NAMELESS) if nameless else repaired
 
     try:
-        _check_version(database)
-        return database.write(work)
+        if not database.read(_is_nameless):
+            _check_version(database)
+        repaired = database.write(work)
+        _check_version(database)  # tables of an older version first want to be upgraded
+        return repaired
     finally:
         database.close()
 
@@ -233,6 +252,8 @@ def check(database: Database) -> Optional[str]:
 def _check_version(database: Database) -> Optional[str]:
     found = database.read(_version)
     if found is None:
+        if database.read(_is_nameless):
+            raise LogDamaged(_NAMELESS)
         raise SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
     if not _same_line(found):
         raise SchemaError(_other_line(found))
@@ -276,6 +297,11 @@ def _version(connection: Connection) -> Optional[str]:
         return None
     value: Any = connection.execute(text("SELECT version_num FROM %s" % VERSION_TABLE)).scalar()
     return value
+
+
+def _is_nameless(connection: Connection) -> bool:
+    """Whether the tables are there, and their version is not."""
+    return inspect(connection).has_table(log.name) and _version(connection) is None
 
 
 def _same_line(version: str) -> bool:

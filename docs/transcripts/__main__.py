@@ -8,7 +8,8 @@ against the server NAME of ``SERVERS``; what they print replaces what stands bel
 is held while the others run; its output comes at the end of the block, unless ``kill %1`` ended it.
 
 So that the page does not change with every run, the log's identity and the tokens' key and expiry are always the same,
-and what cannot be (dates, times, Retry-After, random ids, ports) is replaced by the same value each time.
+events have no random mark (a cursor behind one is then checked by its id), and what cannot be (dates, times,
+Retry-After, random ids, ports) is replaced by the same value each time.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ TOKENS = {
     "EXPIRED": Tokens(KEY, clock=lambda: 1_000_000_000).make(["orders"], expires_seconds=3600),
 }
 
+_RANDOM_MARK = "'now'), lower(hex(randomblob(4)))\n"
 _BLOCK = re.compile(
     r"(?P<head><!-- transcript: (?P<server>\w+) -->\n```console\n)(?P<body>.*?)(?P<end>^```$)", re.M | re.S
 )
@@ -102,6 +104,13 @@ class _Server:
             schema.upgrade(engine)
             with engine.begin() as connection:
                 connection.execute(text("UPDATE legacy_poll_log SET log_id = :id"), {"id": LOG_ID})
+                name = "legacy_poll_sequence"
+                trigger = connection.execute(
+                    text("SELECT sql FROM sqlite_master WHERE name = :name"), {"name": name}
+                ).scalar()
+                assert trigger.count(_RANDOM_MARK) == 1
+                connection.exec_driver_sql("DROP TRIGGER " + name)
+                connection.exec_driver_sql(trigger.replace(_RANDOM_MARK, "'now'), NULL\n"))
             engine.dispose()
 
     def __enter__(self):

@@ -41,28 +41,29 @@ _INEXACT = text(
     " AND collation_name IS NOT NULL AND collation_name NOT IN ('utf8mb4_bin', 'utf8mb4_nopad_bin', 'utf8mb4_0900_bin')"
     " ORDER BY table_name LIMIT 1"
 )
-#: Events that one statement inserts: some ten kilobytes of JSON, far below the least max_allowed_packet in use.
-_INSERT_ROWS = 100
+#: Characters of JSON that one statement carries: far below the least max_allowed_packet in use.
+_PORTION = 10_000
 # Each id is looked up in the primary key, by itself: joined in this order and by this index whatever the statistics
 # say. So only the rows named are locked, as by one statement for each, at a twentieth of the cost.
 DELETE_EACH = text(
     "DELETE o FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS ids"
     " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.id"
 )
-# The text goes from table to table within the server: what travelled to the client and back might be larger than
+# The data goes from table to table within the server: what travelled to the client and back might be larger than
 # max_allowed_packet, and then no row behind it would ever move. The checksum says that it is what was judged. A
 # consistent read under READ COMMITTED: no row of the outbox is locked.
 INSERT_EACH = text(
     "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
-    " SELECT ids.position, ids.event_id, o.channel, COALESCE(o.type, 'message'), o.data, :published_at, :mark"
+    " SELECT ids.position, ids.event_id, ids.channel, ids.type, o.data, :published_at, :mark"
     " FROM JSON_TABLE(:rows, '$[*]' COLUMNS (outbox_id BIGINT PATH '$[0]', position BIGINT PATH '$[1]',"
-    " event_id VARCHAR(100) PATH '$[2]', crc BIGINT PATH '$[3]')) AS ids"
+    " event_id VARCHAR(100) PATH '$[2]', channel VARCHAR(200) PATH '$[3]', type VARCHAR(200) PATH '$[4]',"
+    " crc BIGINT PATH '$[5]')) AS ids"
     " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.outbox_id"
     " WHERE CRC32(CONVERT(o.data USING utf8mb4)) = ids.crc"
 )
 _INSERT_ONE = text(
     "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
-    " SELECT :position, :id, o.channel, COALESCE(o.type, 'message'), o.data, :published_at, :mark"
+    " SELECT :position, :id, :channel, :type, o.data, :published_at, :mark"
     " FROM legacy_poll_outbox AS o WHERE o.id = :outbox_id AND CRC32(CONVERT(o.data USING utf8mb4)) = :crc"
 )
 
@@ -147,19 +148,13 @@ class MySQL(Dialect):
                     _INSERT_ONE, {**row, "outbox_id": outbox_id, "crc": _crc(row["data"])}
                 ).rowcount
             return inserted == len(rows)
-        for start in range(0, len(rows), _INSERT_ROWS):
-            some = rows[start : start + _INSERT_ROWS]
-            ids = outbox_ids[start : start + _INSERT_ROWS]
-            given = [
-                (outbox_id, row["position"], row["id"], _crc(row["data"]))
-                for row, outbox_id in zip(some, ids)
-            ]
+        for given in _portions(rows, outbox_ids):
             inserted += connection.execute(
                 INSERT_EACH,
                 {
-                    "rows": json.dumps(given),
-                    "published_at": some[0]["published_at"],
-                    "mark": some[0]["mark"],
+                    "rows": "[%s]" % ",".join(given),
+                    "published_at": rows[0]["published_at"],
+                    "mark": rows[0]["mark"],
                 },
             ).rowcount
         return inserted == len(rows)
@@ -221,3 +216,18 @@ class MySQL(Dialect):
 def _crc(text: str) -> int:
     """What CRC32() makes of the same text."""
     return zlib.crc32(text.encode("utf-8")) & 0xFFFFFFFF
+
+
+def _portions(rows: List[Dict[str, Any]], outbox_ids: Sequence[int]) -> Iterator[List[str]]:
+    """All that is known of *rows* but their data, as JSON, some at a time."""
+    portion: List[str] = []
+    size = 0
+    for row, outbox_id in zip(rows, outbox_ids):
+        names = (row["id"], row["channel"], row["type"])
+        portion.append(json.dumps([outbox_id, row["position"], *names, _crc(row["data"])]))
+        size += len(portion[-1])
+        if size >= _PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion

@@ -78,6 +78,10 @@ class Life:
             setattr(other, name, getattr(self, name).copy())
         return other
 
+    def holds(self, position):
+        """Whether the database can still give the event there."""
+        return position in self.present and position >= self.oldest
+
     def known_ids(self):
         return {
             self.entries[each].id
@@ -97,7 +101,7 @@ class Reader:
         self.place = None
         self.anchor = None
         self.vague = False
-        self.given = []
+        self.given = set()
 
     def wants(self, channel):
         return not channel.startswith(OURS) and (self.channels is None or channel in self.channels)
@@ -254,7 +258,9 @@ class Model:
             if not row.fit or channel != row.channel or row.event_id not in (None, event_id):
                 raise Violation("%s became another: %s, %s" % (key, event_id, channel))
             if event_id in ids:
-                raise Violation("%s came to position %d, and the log has its id %s" % (key, position, event_id))
+                raise Violation(
+                    "%s came to position %d, and the log has its id %s" % (key, position, event_id)
+                )
             if row.group is not None:
                 if life.last.get(row.group, -1) > row.number:
                     raise Violation("%s came behind a later row of its transaction" % key)
@@ -318,15 +324,13 @@ class Model:
             wrong.append(self._wrong(life, reader, upto, events, memory))
             if wrong[-1] is None:
                 reader.stand(life, upto)
-                reader.given += [life.entries[each[0]] for each in events]
+                reader.given.update(life.entries[each[0]] for each in events)
                 return
         raise Violation("%s, from %s to %s: %s" % (reader.name, reader.place, upto, "; or ".join(wrong)))
 
     def _wrong(self, life, reader, upto, events, memory):
         if reader.place is None:
-            # Who has seen nothing begins behind what is lost.
-            holes = [each for each in range(life.oldest, upto + 1) if each not in life.present]
-            start = max([life.oldest - 1] + holes)
+            start = life.oldest - 1
         else:
             start = reader.place
             if reader.life_id != life.log_id:
@@ -347,19 +351,21 @@ class Model:
             wanted = entry is not None and reader.wants(entry.channel)
             if given is None:
                 skips = position in life.erased or (memory is not None and position in life.doubtful)
+                # Who has no cursor has seen nothing, and is given what there is.
+                skips = skips or (reader.place is None and not life.holds(position))
                 if wanted and not skips:
                     return "it was not given %r (%s)" % (
                         entry,
-                        "there" if position in life.present else "lost",
+                        "there" if life.holds(position) else "lost",
                     )
                 continue
             if not wanted or given != (entry.key, entry.id, entry.channel):
                 return "it was given %s, and the log has %r" % (given, entry)
-            if memory is None and position not in life.present:
+            if memory is None and not life.holds(position):
                 return "it was given %r, which is lost" % entry
             if position in life.erased and (memory is None or life.erased[position] <= memory.settled):
                 return "it was given %r, which was erased" % entry
-            if any(entry is each for each in reader.given):
+            if entry in reader.given:
                 return "it was given %r twice" % entry
         if got:
             return "it was given %s, not between %d and %d" % (sorted(got), start, upto)
@@ -375,7 +381,7 @@ class Model:
         if head != self.life.head:
             raise Violation("the log ends at %d, and %s was told %d" % (self.life.head, reader.name, head))
         reader.stand(self.life, head)
-        reader.given = []
+        reader.given = set()
 
     def _may_refuse(self, reader):
         life, place = self.life, reader.place
@@ -385,7 +391,7 @@ class Model:
             return True
         if place and place not in life.present:
             return True
-        return any(each not in life.present for each in range(place + 1, life.head + 1))
+        return not all(life.holds(each) for each in range(place + 1, life.head + 1))
 
 
 def text_of(seconds):

@@ -255,3 +255,23 @@ def to_first_version(engine):
         command.downgrade(config, "1_0001")
     columns = {each["name"] for each in inspect(engine).get_columns("legacy_poll_log")}
     assert columns == {"log_id", "head", "oldest"}
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_version_that_was_emptied_with_all_tables_is_told_and_repaired(store, engine, first):
+    store.publish(1, 2)
+    store.drain()
+    if first:
+        to_first_version(engine)
+    for table in ("outbox", "event", "log", "set_aside", "setting", "version"):
+        run(engine, "DELETE FROM legacy_poll_" + table)
+    for ask in (lambda: schema.check(store.database), lambda: schema.upgrade(engine)):
+        with pytest.raises(LogDamaged, match="legacy_poll_version is empty.*run: legacy-poll repair"):
+            ask()
+    if first:
+        with pytest.raises(SchemaMissing, match="at version 1_0001 .*run: legacy-poll upgrade"):
+            schema.repair(engine)
+        assert schema.upgrade(engine) == "1_0001"
+    assert schema.repair(engine).damage is not None
+    assert schema.version(store.database) == schema.REVISION
+    at_work(store)

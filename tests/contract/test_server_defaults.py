@@ -10,10 +10,11 @@ import re
 
 import pytest
 import sqlalchemy
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 
 from legacy_poll import schema
 from legacy_poll.errors import SchemaError
+from legacy_poll.tables import log
 from tests.contract.store import run
 from tests.servers import database_name
 from tests.waiting import until
@@ -114,13 +115,15 @@ def test_a_head_that_is_not_committed_is_not_seen(odd_store, store, begin):
 
 
 @on_mariadb
-def test_what_others_commit_later_is_seen(odd_store, store):
-    for number in range(3):
-        assert odd_store.log.glance().head == odd_store.log.bounds().head == number
-        assert odd_store.data() == list(range(number))
-        store.publish(number)
-        assert odd_store.log.glance().waiting
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_each_statement_sees_what_is_committed_when_it_starts(odd_store, store, kind):
+    def look_twice(connection):
+        before = connection.execute(select(log.c.head)).scalar()
+        store.publish(1)
         store.drain()
+        return before, connection.execute(select(log.c.head)).scalar()
+
+    assert getattr(odd_store.database, kind)(look_twice) == (0, 1)
 
 
 # Autocommit, on MariaDB.
@@ -131,51 +134,62 @@ OPEN = (
 )
 
 
-@on_mariadb
-def test_without_autocommit_on_the_server_a_store_sees_what_others_commit_later(
-    store, make_store, make_engine, set_global
-):
+@pytest.fixture(
+    params=[{}, {"isolation_level": "AUTOCOMMIT"}, {"connect_args": {"autocommit": None}}],
+    ids=["as it is", "engine", "driver"],
+)
+def manual_store(request, make_store, make_engine, set_global):
+    """A store on a server where a transaction begins with the first statement and stays; the driver may not know."""
     set_global("autocommit", 0)
-    late = make_store(make_engine())
+    return make_store(make_engine(**request.param), retention_events=2)
+
+
+@on_mariadb
+def test_without_autocommit_on_the_server_a_store_sees_what_others_commit_later(manual_store, store):
     for number in range(3):
-        assert (late.log.glance().head, late.data()) == (number, list(range(number)))
+        assert (manual_store.log.glance().head, manual_store.data()) == (number, list(range(number)))
         store.publish(number)
-        assert late.log.glance().waiting
+        assert manual_store.log.glance().waiting
         store.drain()
-    assert (late.log.bounds().head, late.data()) == (3, [0, 1, 2])
+    assert (manual_store.log.bounds().head, manual_store.data()) == (3, [0, 1, 2])
 
 
 @on_mariadb
-def test_without_autocommit_on_the_server_no_read_leaves_a_transaction_open(
-    make_store, make_engine, set_global, mariadb, database_url
+def test_without_autocommit_on_the_server_no_statement_of_a_read_leaves_a_transaction_open(
+    manual_store, store, mariadb, database_url
 ):
-    set_global("autocommit", 0)
-    store = make_store(make_engine())
-    store.publish(1, 2)
-    store.drain()
     question = OPEN.format(database_name(database_url))
-    for read in (store.log.glance, store.log.bounds, store.data, store.waiting, store.move):
-        read()
-        # As often as need be: InnoDB goes on showing what it showed until nobody has asked for 0.1 s.
+
+    def none_is_open():
+        # Again and again: InnoDB goes on showing what it showed until nobody has asked for 0.1 s.
         until(lambda: mariadb.execute(question).strip() == "0", 10, "no transaction is open")
-    store.check()
+
+    def look_twice(connection):
+        before = connection.execute(select(log.c.head)).scalar()
+        store.publish(1)
+        store.drain()
+        none_is_open()
+        return before, connection.execute(select(log.c.head)).scalar()
+
+    assert manual_store.database.read(look_twice) == (0, 1)
+    for read in (manual_store.log.glance, manual_store.log.bounds, manual_store.data, manual_store.move):
+        read()
+        none_is_open()
 
 
 @on_mariadb
 def test_without_autocommit_on_the_server_events_are_published_moved_and_trimmed(
-    make_store, make_engine, set_global
+    manual_store, store, make_store, make_engine
 ):
-    set_global("autocommit", 0)
-    store, other = make_store(make_engine(), retention_events=2), make_store(make_engine())
-    store.insert({"channel": "no spaces", "data": "0"})
-    store.publish(1, 2, 3, 4)
-    store.drain()
-    assert (other.data(), other.waiting(), len(other.set_aside())) == ([1, 2, 3, 4], 0, 1)
-    other.publish(5)
-    other.drain()
-    store.log.trim(store.log.glance().now)
-    assert (store.data(), other.data()) == ([4, 5], [4, 5])
-    store.check()
+    publisher = make_store(make_engine())
+    publisher.insert({"channel": "no spaces", "data": "0"})
+    publisher.publish(1, 2, 3, 4)
+    manual_store.drain()
+    assert (store.data(), store.waiting(), len(store.set_aside())) == ([1, 2, 3, 4], 0, 1)
+    publisher.publish(5)
+    manual_store.drain()
+    manual_store.log.trim(manual_store.log.glance().now)
+    assert (store.data(), publisher.data(), manual_store.data()) == ([4, 5], [4, 5], [4, 5])
 
 
 # Isolation, on PostgreSQL.

@@ -47,7 +47,7 @@ class MemoryLog:
     def cursor(self, position=None):
         """The cursor behind *position*, by default behind everything."""
         position = self.head if position is None else position
-        return Cursor.at(self.log_id, position, self._id_at(position))
+        return Cursor.at(self.log_id, position, self._id_at(position), self._mark_at(position))
 
     def forget(self, oldest):
         """A trim: nothing before *oldest* can be read any more."""
@@ -65,15 +65,27 @@ class MemoryLog:
         found = [event.id for event in self.events if event.position == position]
         return found[0] if found else None
 
+    def _mark_at(self, position):
+        found = [event.mark for event in self.events if event.position == position]
+        return found[0] if found else None
+
     # What the flow rooms call.
 
     def glance(self):
         self._fail()
-        return Glance(self.log_id, self.head, self.oldest, self._id_at(self.head), TIME, bool(self.outbox))
+        return Glance(
+            self.log_id,
+            self.head,
+            self.oldest,
+            self._id_at(self.head),
+            TIME,
+            bool(self.outbox),
+            head_mark=self._mark_at(self.head),
+        )
 
     def bounds(self):
         self._fail()
-        return Bounds(self.log_id, self.head, self.oldest, self._id_at(self.head))
+        return Bounds(self.log_id, self.head, self.oldest, self._id_at(self.head), self._mark_at(self.head))
 
     def cursor_at(self, position):
         self._fail()
@@ -93,7 +105,7 @@ class MemoryLog:
                 raise CursorUnknown("cursor %s is not of this log" % cursor)
             if cursor.position + 1 < self.oldest:
                 raise CursorExpired("cursor %s is too old" % cursor)
-            if cursor.check != check_of(self._id_at(cursor.position)):
+            if cursor.check != check_of(self._id_at(cursor.position), self._mark_at(cursor.position)):
                 raise CursorUnknown("cursor %s is of an earlier life" % cursor)
         start = self.oldest - 1 if cursor is None else cursor.position
         found = [each for each in self.events if each.position > start and each.channel in channels]
@@ -106,7 +118,7 @@ class MemoryLog:
         events = [each for each in self.events if position < each.position <= upto]
         there = self._id_at(position) if position >= self.oldest - 1 else None
         kept = [each for each in events if each.position >= self.oldest - 1]
-        return None if there is None else check_of(there), kept[:limit]
+        return None if there is None else check_of(there, self._mark_at(position)), kept[:limit]
 
     def read_at(self, first, last):
         self._fail()

@@ -9,10 +9,11 @@ import pytest
 
 from legacy_poll import publisher as room
 from legacy_poll.config import Settings
-from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.errors import LogDamaged, SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.events import Event, seconds_of
 from legacy_poll.hub import Group, Hub
 from legacy_poll.publisher import Publisher
-from tests.unit.memory_log import Clock, MemoryLog, MemorySequencer, positions
+from tests.unit.memory_log import TIME, Clock, MemoryLog, MemorySequencer, positions
 from tests.waiting import until
 
 ORDERS = frozenset(["orders"])
@@ -647,3 +648,179 @@ def test_a_trim_that_fails_costs_neither_this_delivery_nor_the_next_tick(worker)
     assert worker.seen() == [1]
     worker.step()
     assert worker.publisher.failure is None
+
+
+# Holes, and what was erased.
+
+
+def test_a_hole_among_recent_events_costs_one_start_and_not_one_at_every_event(worker, told):
+    """Light traffic behind it: once for each event all that is in memory had been read again, and every poll too."""
+    for _ in range(30):
+        worker.log.append("orders")
+    worker.settle()
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    del worker.log.events[11]
+    fresh = Worker(worker.log)
+    fresh.settle()
+    assert len(told()) == 1
+    assert fresh.hub.cursor == fresh.log.cursor(30)
+    starts = []
+    prime = fresh.hub.prime
+    fresh.hub.prime = lambda cursor: starts.append(cursor) or prime(cursor)
+    for number in range(31, 60):
+        fresh.log.append("orders")
+        waits = fresh.hub.join(ORDERS, fresh.log.cursor(number - 1), limit=10)
+        fresh.settle()
+        assert [each.position for each in fresh.hub.leave(waits, limit=10).events] == [number]
+    assert (starts, len(told())) == ([], 1)
+    # The first worker had them all in memory, and goes on.
+    worker.settle()
+    assert worker.hub.leave(poll, limit=100).events[0].position == 31
+    assert len(told()) == 1
+
+
+def test_several_holes_are_passed_one_by_one(worker, told):
+    for _ in range(20):
+        worker.log.append("orders")
+    for position in (3, 4, 9, 19):
+        worker.log.events = [each for each in worker.log.events if each.position != position]
+    worker.settle()
+    assert worker.hub.cursor == worker.log.cursor(20)
+    assert worker.seen(worker.log.cursor(19)) == [20]
+    assert [line.split("missing")[0] for _, line in told()] == [
+        "legacy_poll: the events from position %d to %d are " % each for each in ((3, 4), (9, 9), (19, 19))
+    ]
+
+
+def test_a_hole_at_the_end_is_passed_too(worker, told):
+    for _ in range(3):
+        worker.log.append("orders")
+    worker.settle()
+    worker.log.append("orders")
+    worker.log.append("orders")
+    last = worker.log.events.pop()
+    worker.settle()
+    assert worker.seen(worker.log.cursor(3)) == [4]
+    worker.log.events.append(last)
+    worker.settle()
+    assert worker.seen(worker.log.cursor(3)) == [4, 5]
+
+
+def test_an_event_at_the_workers_own_place_that_is_gone_makes_it_start_once(worker, told):
+    for _ in range(3):
+        worker.log.append("orders")
+    worker.settle()
+    worker.log.append("orders")
+    del worker.log.events[2]
+    worker.settle()
+    worker.log.append("orders")
+    worker.settle()
+    assert worker.hub.cursor == worker.log.cursor(5)
+    assert worker.seen(worker.log.cursor(4)) == [5]
+    assert len(told()) == 2
+
+
+def test_two_events_that_are_large_together_are_read_one_by_one(worker, told):
+    def one(position, *, upto, limit, max_bytes):
+        there, events = read_new(position, upto=upto, limit=limit, max_bytes=max_bytes)
+        return there, events[:1]  # as the limit on bytes does
+
+    read_new, worker.log.read_new = worker.log.read_new, one
+    for _ in range(4):
+        worker.log.append("orders")
+    worker.settle()
+    assert worker.seen() == [1, 2, 3, 4]
+    assert told() == []
+
+
+def test_events_that_were_erased_leave_the_memory(worker):
+    for _ in range(5):
+        worker.log.append("orders")
+    worker.settle()
+    erased = worker.log.events[2]
+    worker.log.events[2] = Event(3, "new id", "$erased", "erased", "null", erased.time, erased.check)
+    assert worker.seen() == [1, 2, 3, 4, 5]
+    worker.log.append("$erase", '{"positions": [[3, 3], [900, 901]]}', type="erase")
+    worker.settle()
+    assert worker.seen() == [1, 2, 4, 5]
+    # A cursor behind it is good: the mark stays.
+    assert worker.seen(worker.log.cursor(3)) == [4, 5]
+
+
+def test_memory_forgets_only_what_the_log_has_erased(worker):
+    """Whoever may publish may say so; it makes the worker look, and nothing else."""
+    for _ in range(3):
+        worker.log.append("orders")
+    worker.settle()
+    worker.log.append("$erase", '{"positions": [[1, 3]]}', type="erase")
+    worker.settle()
+    assert worker.seen() == [1, 2, 3]
+
+
+def test_an_erasure_that_could_not_be_read_is_read_at_the_next_look(worker):
+    for _ in range(3):
+        worker.log.append("orders")
+    worker.settle()
+    erased = worker.log.events[1]
+    worker.log.events[1] = Event(2, "new id", "$erased", "erased", "null", erased.time, erased.check)
+    worker.log.append("$erase", '{"positions": [[2, 2]]}', type="erase")
+    read_at = worker.log.read_at
+
+    def fails(first, last):
+        worker.log.read_at = read_at
+        raise StorageUnavailable("just now")
+
+    worker.log.read_at = fails
+    worker.step()
+    assert worker.publisher.failure is not None
+    worker.settle()
+    assert worker.seen() == [1, 3]
+
+
+# Clocks, and what is said of the tables while serving.
+
+
+def test_a_trim_goes_by_the_time_that_may_be_believed_and_says_when_the_clock_may_not(worker, told):
+    class Steady:
+        ahead_seconds = 0.0
+
+        def __call__(self, now):
+            return "believed instead of " + now
+
+    steady = worker.publisher._steady = Steady()
+    for ahead in (0.0, 86_400.0, 86_400.0, 0.0, 3600.0):
+        steady.ahead_seconds = ahead
+        worker.clock.now += 60
+        worker.step()
+    assert set(worker.log.trimmed_by) == {"believed instead of " + TIME}
+    assert len(worker.log.trimmed_by) == 5
+    assert [line.split("clock is ")[1].split(" s")[0] for _, line in told()] == ["86400", "3600"]
+
+
+def test_what_somebody_does_to_the_tables_is_said_once_and_events_go_on(worker, told):
+    worker.settle()
+    fault = SchemaError("the sequence has CACHE 50")
+    worker.checks = [None, fault, fault, LogDamaged("two rows"), None, fault]
+    for number in range(1, 7):
+        worker.clock.now += 60
+        worker.log.append("orders")
+        worker.step()
+        assert worker.publisher.failure is None
+        assert worker.seen()[-1] == number
+    assert [line.split("legacy_poll: ")[1] for _, line in told()] == [
+        "the sequence has CACHE 50",
+        "two rows",
+        "the sequence has CACHE 50",
+    ]
+
+
+def test_a_time_of_the_database_is_told_by_the_hosts_clock():
+    worker = Worker()
+    now = [seconds_of(TIME) + 3600.0]
+    worker.publisher._wall = lambda: now[0]
+    assert worker.publisher.host_time_of(TIME) == seconds_of(TIME)
+    worker.step()
+    assert worker.publisher.host_time_of(TIME) == seconds_of(TIME) + 3600.0
+    now[0] -= 7200
+    worker.step()
+    assert worker.publisher.host_time_of("2026-01-02T03:04:06.678Z") == seconds_of(TIME) - 3599.0
