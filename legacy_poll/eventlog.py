@@ -372,7 +372,7 @@ class EventLog:
         if max_backlog and more and backlog <= max_backlog:
             # Only behind a cut is there anything to count, and never more of it than tells.
             last = events[-1].position
-            backlog += _count(connection, last, bounds.head, channels, max_backlog + 1 - backlog)
+            backlog += self._count(connection, last, bounds.head, channels, max_backlog + 1 - backlog)
         still = connection.execute(select(log.c.log_id, log.c.oldest)).first()
         if still is None or still[0] != bounds.log_id:
             raise CursorUnknown("the log was replaced")
@@ -398,6 +398,22 @@ class EventLog:
             newest = events[-1]
             return Batch(tuple(events), bounds.cursor.after(newest.position, newest.id, newest.mark), True)
         return Batch(tuple(events), bounds.cursor)
+
+    def _count(
+        self, connection: Connection, start: int, upto: int, channels: Optional[FrozenSet[str]], most: int
+    ) -> int:
+        """How many events there are after *start* up to *upto*, but no more than *most*: from the index alone."""
+        query: Any = select(literal_column("1").label("one")).where(
+            event.c.position > start, event.c.position <= upto
+        )
+        if channels is not None:
+            names = sorted(channels)
+            query = query.where(event.c.channel.in_(names))
+            if self._database.dialect.exact_channel_sql:
+                exact: Any = literal_column(self._database.dialect.exact_channel_sql)
+                query = query.where(exact.in_(names))
+        found = connection.execute(select(func.count()).select_from(query.limit(most).subquery())).scalar()
+        return int(found or 0)
 
     def _hole(self, connection: Connection, log_id: str, start: int, end: int) -> Optional[int]:
         """Where events are missing after *start* up to *end*: the position behind the last that is; None if none is."""
@@ -636,16 +652,3 @@ def _pages(
             break
         start = page[-1][0]
     return events, False
-
-
-def _count(
-    connection: Connection, start: int, upto: int, channels: Optional[FrozenSet[str]], most: int
-) -> int:
-    """How many events there are after *start* up to *upto*, but no more than *most*: from the index alone."""
-    query: Any = select(literal_column("1").label("one")).where(
-        event.c.position > start, event.c.position <= upto
-    )
-    if channels is not None:
-        query = query.where(event.c.channel.in_(sorted(channels)))
-    found = connection.execute(select(func.count()).select_from(query.limit(most).subquery())).scalar()
-    return int(found or 0)

@@ -21,6 +21,9 @@ from .events import REVOKE_CHANNEL, Event, seconds_of
 
 __all__ = ["Revocations"]
 
+#: The year 9999, seconds since 1970.
+_LAST_TIME = 253_402_300_800
+
 
 class Revocations:
     """What this worker knows of revocations.
@@ -91,4 +94,6 @@ def _says(event: Event) -> Tuple[Optional[str], Optional[float]]:
     if not isinstance(says, dict) or not isinstance(says.get("subject"), str):
         return None, None
     at = says.get("at")
-    return says["subject"], float(at) if isinstance(at, (int, float)) and at == at else None
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < _LAST_TIME:
+        return says["subject"], None
+    return says["subject"], float(at)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 from sqlalchemy import bindparam, case, insert, literal_column, null, select, update
 from sqlalchemy.engine import Connection
@@ -61,6 +61,8 @@ _START_CHARACTERS = 1000
 _PROBE_DATA = "null"
 #: How often a row must fail by itself, while another would not, before it is set aside.
 _REFUSALS = 3
+#: Rows behind one that fails that are tried in its place.
+_OTHERS = 10
 _ADVANCE = update(log).values(head=bindparam("new_head"))
 
 
@@ -202,37 +204,58 @@ class Sequencer:
 
     def _works_for_another(self, glance: Glance) -> bool:
         """Whether the database would take another event at this moment: tried, and undone. If in doubt, not."""
+        made_up = Event(glance.head + 1, "probe", "probe", DEFAULT_TYPE, _PROBE_DATA, glance.now, new_mark())
+
+        def with_made_up(connection: Connection) -> None:
+            connection.execute(insert(set_aside).values(reason="probe"))
+            connection.execute(insert(event).values(**_columns(made_up)))
+            connection.execute(_ADVANCE, {"new_head": glance.head + 1})
+
+        if self._can(glance, with_made_up):
+            return True
+        found = self._database.read(damage)
+        if found is not None:
+            raise LogDamaged(found)
+        # A rule of somebody's may refuse what was made up, and not what waits.
+        return any(
+            self._can(glance, lambda connection, judged=judged: self._put(connection, judged, glance.head))  # type: ignore[misc]
+            for judged in self._others(glance)
+        )
+
+    def _can(self, glance: Glance, work: Callable[[Connection], None]) -> bool:
+        """Whether *work* can be done under the lock; it is undone in any case."""
 
         def probe(connection: Connection) -> None:
             self._dialect.begin_move(connection)
             if not self._dialect.lock_log(connection, glance.head):
                 raise _Busy
-            connection.execute(insert(set_aside).values(reason="probe"))
-            connection.execute(
-                insert(event).values(
-                    position=glance.head + 1,
-                    id="probe",
-                    channel="probe",
-                    type=DEFAULT_TYPE,
-                    data=_PROBE_DATA,
-                    published_at=glance.now,
-                    mark=new_mark(),
-                )
-            )
-            connection.execute(_ADVANCE, {"new_head": glance.head + 1})
+            work(connection)
+            self._dialect.check_constraints(connection)
             raise _Undo
 
         try:
             self._database.write(probe)
         except _Undo:
             return True
-        except (_Busy, StorageBusy):
-            return False
-        except StorageUnavailable:
-            found = self._database.read(damage)
-            if found is not None:
-                raise LogDamaged(found) from None
+        except (_Busy, StorageUnavailable):
+            pass
         return False
+
+    def _others(self, glance: Glance) -> Iterator[_Judged]:
+        """A few rows that wait behind the first, each judged by itself."""
+        look = {"rows": _OTHERS + 1, "mark": NO_MARK}
+        try:
+            rows = self._database.read(
+                lambda connection: connection.execute(self._look_for("NULL"), look).all()
+            )
+            for row in rows[1:]:
+                judged = self._database.read(
+                    lambda connection, row=row: self._judge(connection, [row[:-1]], glance)  # type: ignore[misc]
+                )
+                if judged.fit:
+                    yield judged
+        except StorageUnavailable:
+            return
 
     def _refuse(self, glance: Glance, error: StorageUnavailable) -> Moved:
         """Sets the first row aside, which the database refuses."""
@@ -341,21 +364,13 @@ class Sequencer:
         )
 
     def _commit(self, connection: Connection, judged: _Judged, head: int) -> None:
-        entries: List[Dict[str, Any]] = [
-            {
-                "position": entry.position,
-                "id": entry.id,
-                "channel": entry.channel,
-                "type": entry.type,
-                "data": entry.data,
-                "published_at": entry.time,
-                "mark": entry.mark,
-            }
-            for entry in judged.fit
-        ]
         self._dialect.begin_move(connection)
         if not self._dialect.lock_log(connection, head):
             raise _Busy
+        self._put(connection, judged, head)
+
+    def _put(self, connection: Connection, judged: _Judged, head: int) -> None:
+        """Moves the rows that were judged; the lock is taken."""
         if judged.odd:
             # Whoever moved only such rows left the head as it was, and a given id may have come back since.
             ids = [row[0] for row in judged.odd]
@@ -363,12 +378,26 @@ class Sequencer:
                 raise _Busy
         for outbox_id, reason in judged.unfit:
             connection.execute(self._set_aside, {"outbox_id": outbox_id, "why": reason})
+        entries = [_columns(entry) for entry in judged.fit]
         if not self._dialect.insert_events(connection, entries, outbox_ids=judged.fit_rows):
             raise _Busy
         if self._dialect.delete_outbox(connection, judged.rows) != len(judged.rows):
             raise _Busy
         if entries:
             connection.execute(_ADVANCE, {"new_head": head + len(entries)})
+
+
+def _columns(entry: Event) -> Dict[str, Any]:
+    """*entry* as a row of the event table."""
+    return {
+        "position": entry.position,
+        "id": entry.id,
+        "channel": entry.channel,
+        "type": entry.type,
+        "data": entry.data,
+        "published_at": entry.time,
+        "mark": entry.mark,
+    }
 
 
 def _is_ours(channel: Any, data: Any) -> bool:

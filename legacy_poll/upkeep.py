@@ -156,6 +156,10 @@ def _chosen(connection: Any, ids: Optional[Sequence[int]], *, whole: bool = Fals
     for row in rows:
         if whole and ids is not None and row[1] is not None:
             raise InvalidEvent(
-                "row", row[0], "its data (%d bytes) was too large to be kept; it cannot be put back" % row[1]
+                "row",
+                row[0],
+                "its data (%d bytes) was too large to be kept; it cannot be put back" % row[1]
+                if row[1]
+                else "only its number and the reason were kept; it cannot be put back",
             )
     return [row[0] for row in rows if not (whole and row[1] is not None)]

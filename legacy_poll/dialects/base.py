@@ -163,6 +163,12 @@ class Dialect:
             connection.execute(_INSERT_EVENTS, rows)
         return True
 
+    def check_constraints(self, connection: Connection) -> None:
+        """Has the database check now what it would check at the commit."""
+
+    #: SQL for the channel of an event that is compared byte by byte, where the column's collation may be another.
+    exact_channel_sql = ""
+
     def lock_holder(self, connection: Connection) -> Optional[str]:
         """Who holds the log's lock, in words for the operator; None when it cannot be told."""
         return None

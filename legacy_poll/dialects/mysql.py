@@ -71,6 +71,7 @@ _INSERT_ONE = text(
 class MySQL(Dialect):
     now_sql = "CONCAT(LEFT(DATE_FORMAT(UTC_TIMESTAMP(3), '%Y-%m-%dT%H:%i:%s.%f'), 23), 'Z')"
     pre_ping = True
+    exact_channel_sql = "CAST(channel AS BINARY)"
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)

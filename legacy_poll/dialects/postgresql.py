@@ -203,6 +203,9 @@ class PostgreSQL(Dialect):
             connection.execute(_INSERT_EVENTS, {name: [row[name] for row in rows] for name in rows[0]})
         return True
 
+    def check_constraints(self, connection: Connection) -> None:
+        connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+
     def lock_holder(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_HOLDER).first()
         if row is None:

@@ -50,7 +50,7 @@ class Entry:
         self.since = since
 
     def __repr__(self):
-        return "%s at %d, id %s, channel %s" % (self.key, self.position, self.id, self.channel)
+        return "%.9s at %d, id %s, channel %s" % (self.key, self.position, self.id, self.channel)
 
 
 class Life:
@@ -101,6 +101,8 @@ class Reader:
         self.place = None
         self.anchor = None
         self.vague = False
+        #: The life in which its wait began.
+        self.waits_since = None
         self.given = set()
 
     def wants(self, channel):
@@ -253,17 +255,17 @@ class Model:
             row = self.outbox.pop(key, None)
             if row is None:
                 if channel != "$erase":
-                    raise Violation("%s came to position %d, and does not wait any more" % (key, position))
+                    raise Violation("%.9s came to position %d, and does not wait any more" % (key, position))
                 row = Row(key, event_id, channel)
             if not row.fit or channel != row.channel or row.event_id not in (None, event_id):
-                raise Violation("%s became another: %s, %s" % (key, event_id, channel))
+                raise Violation("%.9s became another: %s, %s" % (key, event_id, channel))
             if event_id in ids:
                 raise Violation(
-                    "%s came to position %d, and the log has its id %s" % (key, position, event_id)
+                    "%.9s came to position %d, and the log has its id %s" % (key, position, event_id)
                 )
             if row.group is not None:
                 if life.last.get(row.group, -1) > row.number:
-                    raise Violation("%s came behind a later row of its transaction" % key)
+                    raise Violation("%.9s came behind a later row of its transaction" % key)
                 life.last[row.group] = row.number
             ids.add(event_id)
             life.entries[position] = Entry(position, key, event_id, channel, now)
@@ -279,14 +281,14 @@ class Model:
             row = self.outbox.pop(key)
             if key in tables.aside:
                 if row.fit:
-                    raise Violation("%s was set aside" % key)
+                    raise Violation("%.9s was set aside" % key)
                 self.aside.add(key)
             elif not row.fit or row.event_id not in known:
-                raise Violation("%s does not wait any more, and is nowhere" % key)
+                raise Violation("%.9s does not wait any more, and is nowhere" % key)
         for key in set(tables.outbox) - set(self.outbox):
             event_id, channel = tables.outbox[key]
             if channel != "$erase":
-                raise Violation("%s waits, and nobody published it" % key)
+                raise Violation("%.9s waits, and nobody published it" % key)
             self.outbox[key] = Row(key, event_id, channel)
 
     def _compare(self, position, found):
@@ -315,9 +317,11 @@ class Model:
         Args:
             memory: Of the worker that answered; None when it was read from the database.
         """
-        lives = [self.life]
-        if memory is not None and memory.life is not self.life:
+        # Who waits may be told what the log said when the wait began.
+        lives = [self.life, reader.waits_since]
+        if memory is not None:
             lives.append(memory.life)
+        lives = [each for number, each in enumerate(lives) if each is not None and each not in lives[:number]]
         events = [each for each in events if not each[3].startswith(OURS)]
         wrong = []
         for life in lives:
@@ -360,7 +364,7 @@ class Model:
                     )
                 continue
             if not wanted or given != (entry.key, entry.id, entry.channel):
-                return "it was given %s, and the log has %r" % (given, entry)
+                return "it was given %s at %d, and the log has %r" % (given[1:], position, entry)
             if memory is None and not life.holds(position):
                 return "it was given %r, which is lost" % entry
             if position in life.erased and (memory is None or life.erased[position] <= memory.settled):

@@ -169,6 +169,25 @@ def test_a_text_that_came_between_look_and_move_is_judged_before_it_is_moved(sto
     assert [data for _, data, _ in store.set_aside()] == ([] if fit else ["{"])
 
 
+@pytest.mark.parametrize("name", ["channel", "type"])
+@pytest.mark.parametrize("name_now", ["no spaces", "$revoke", "x" * 5000])
+def test_a_name_that_came_between_look_and_move_is_not_moved_unless_it_was_judged(
+    store, engine, insert_waiting, name, name_now
+):
+    insert_waiting(order(1, type="changed"), order(2))
+    update = "UPDATE legacy_poll_outbox SET {} = :now WHERE data = '1'".format(name)
+    between(store, lambda: run(engine, update, now=name_now))
+    store.move()
+    store.drain()
+    moved = [(each.channel, each.type, each.data) for each in store.events()]
+    # As it was, or set aside as it is.
+    if len(moved) == 2:
+        assert moved.pop(0) == ("orders", "changed", "1")
+    else:
+        assert [data for _, data, _ in store.set_aside()] == ["1"]
+    assert (moved, store.waiting()) == ([("orders", "message", "2")], 0)
+
+
 # Bytes that are no text.
 
 
@@ -360,6 +379,24 @@ def test_several_rows_that_the_database_refuses_are_found_among_others(store, en
     assert [data for _, data, _ in store.set_aside()] == [str(number) for number in forbidden]
 
 
+@pytest.mark.own_database
+@two_writers
+def test_a_row_that_cannot_be_copied_either_is_set_aside_by_its_id(store, engine):
+    rule = "ALTER TABLE legacy_poll_set_aside ADD CONSTRAINT house_rule CHECK (channel IS NULL OR channel <> '!')"
+    run(engine, rule)
+    store.insert({"channel": "!", "data": "0", "id": 7}, order(1, id=8), order(2, id=9))
+    store.drain()
+    assert (store.data(), store.waiting()) == ([1, 2], 0)
+    ((channel, data, reason),) = store.set_aside()
+    assert (channel, data, column(store, set_aside.c.outbox_id)) == (None, None, [7])
+    assert "house_rule" in reason
+    # There is nothing to put back, and nothing is.
+    assert upkeep.retry(store.database, None) == 0
+    with pytest.raises(InvalidEvent):
+        upkeep.retry(store.database, column(store, set_aside.c.id))
+    assert (store.waiting(), store.count(set_aside)) == (0, 1)
+
+
 def refuses_all(store):
     before = store.waiting()
     for _ in range(12):
@@ -483,3 +520,37 @@ def test_two_that_put_all_rows_back_at_once_put_each_back_once(store, make_store
     assert (store.count(outbox), store.count(set_aside)) == (5, 0)
     store.drain()
     assert sorted(data for _, data, _ in store.set_aside()) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_rule_of_somebodys_that_what_is_tried_breaks_too_stops_only_what_it_refuses(store, engine):
+    run(engine, "ALTER TABLE legacy_poll_event ADD CONSTRAINT theirs CHECK (channel IN ('orders', 'users'))")
+    store.insert(
+        {"channel": "other", "data": "1"},
+        {"channel": "orders", "data": "2"},
+        {"channel": "users", "data": "3"},
+    )
+    while store.waiting():
+        store.move()
+    assert store.data() == [2, 3]
+    assert [row[:2] for row in store.set_aside()] == [("other", "1")]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_rule_that_is_checked_at_the_commit_and_refuses_everything_sets_nothing_aside(store, engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'never'; END $$;"
+            "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON legacy_poll_event DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    store.insert(*[{"channel": "orders", "data": str(number)} for number in range(3)])
+    for _ in range(6):
+        with pytest.raises(StorageUnavailable, match="never"):
+            store.move()
+    assert (store.waiting(), store.set_aside()) == (3, [])
+    run(engine, "DROP TRIGGER refuse ON legacy_poll_event")
+    store.drain()
+    assert store.data() == [0, 1, 2]

@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import create_engine, select, text
 
 from legacy_poll import schema
-from legacy_poll.errors import SchemaError
+from legacy_poll.errors import BacklogTooLarge, SchemaError
 from legacy_poll.tables import log
 from tests.contract.store import run
 from tests.servers import database_name
@@ -417,3 +417,20 @@ def test_a_sequence_that_was_renamed_is_named_as_it_is_called(store, engine):
     store.publish(1, 2)
     store.drain()
     assert store.data() == [1, 2]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_a_backlog_is_that_of_the_channels_asked_for_whatever_the_collation(store, engine):
+    for number in range(50):
+        name = ("Orders", "orders", "ORDERS", "orderS", "other")[number % 5]
+        store.insert({"channel": name, "data": str(number)})
+    store.drain()
+    run(
+        engine,
+        "ALTER TABLE legacy_poll_event CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci",
+    )
+    start = store.log.cursor_at(0)
+    assert store.read(start, ["orders"], limit=3, max_backlog=10).more
+    with pytest.raises(BacklogTooLarge):
+        store.read(start, ["orders"], limit=3, max_backlog=9)

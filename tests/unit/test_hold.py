@@ -617,3 +617,81 @@ def test_who_waited_is_not_refused_for_what_came_meanwhile():
     with pytest.raises(BacklogTooLarge):
         place.ask(start)
     assert_empty(place.hub)
+
+
+# A log that was cut back under a worker that has not noticed yet.
+
+
+def test_a_poll_of_a_log_that_was_cut_back_waits_and_reads_once(place):
+    """Until the publisher looked, such polls had read the log again and again, without a pause."""
+    for _ in range(5):
+        place.commit()
+    # Its memory begins behind what is left.
+    place.hub.prime(place.log.cursor(4))
+    feed(place.hub, place.log)
+    place.log.cut_back(2)
+    told = []
+    place.hold.on_other_log = lambda: told.append(len(place.log.reads))
+
+    def notice():
+        place.hub.prime(place.log.cursor())
+        place.deliver()
+
+    place.meanwhile = [notice]
+    batch = place.ask(place.log.cursor(2))
+    assert positions(batch) == [3]
+    assert (len(place.log.reads), told) == (1, [1])
+
+
+def test_a_poll_of_a_log_that_was_cut_back_is_answered_at_its_time(place):
+    for _ in range(5):
+        place.commit()
+    place.hub.prime(place.log.cursor(4))
+    feed(place.hub, place.log)
+    place.log.cut_back(2)
+    place.meanwhile = [lambda: "timeout"]
+    batch = place.ask(place.log.cursor(2))
+    assert batch == Batch((), place.log.cursor(2))
+    assert len(place.log.reads) == 1
+
+
+def test_an_event_after_the_cut_that_the_worker_takes_for_its_own_ends_the_wait(place):
+    """The log has grown past the worker's place before it looked: the poll looks again, and finds it in the log."""
+    for _ in range(5):
+        place.commit()
+    place.hub.prime(place.log.cursor(4))
+    feed(place.hub, place.log)
+    place.log.cut_back(2)
+
+    def grow():
+        for number in range(6):
+            place.log.append("orders", id="second-life-%d" % number)
+        place.hub.deliver(place.log.events[5:], place.log.cursor())
+
+    place.meanwhile = [grow]
+    batch = place.ask(place.log.cursor(2))
+    assert positions(batch) == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_log_that_is_another_at_the_workers_own_place_is_told(place):
+    place.commit()
+    feed(place.hub, place.log)
+    place.log.cut_back(0)
+    place.log.append("orders", id="another")
+    told = []
+    place.hold.on_other_log = lambda: told.append(True)
+    place.meanwhile = [lambda: "timeout"]
+    assert place.ask(place.log.cursor()) == Batch((), place.log.cursor())
+    assert told == [True]
+
+
+def test_a_log_that_goes_on_tells_nobody(place):
+    told = []
+    place.hold.on_other_log = lambda: told.append(True)
+    place.meanwhile = [lambda: place.deliver()]
+    behind = place.log.cursor()
+    place.commit()  # this worker is behind
+    place.ask(behind)
+    place.meanwhile = [lambda: "timeout"]
+    place.ask(place.log.cursor())
+    assert told == []

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from legacy_poll.cursors import Cursor
 from legacy_poll.errors import BacklogTooLarge, CursorGone, ServerFull
-from legacy_poll.events import Batch
+from legacy_poll.events import Batch, Event
 from legacy_poll.hub import Group, Hub, cut
 from legacy_poll.wire import render
 from tests.unit.memory_log import MemoryLog, assert_empty, feed, positions
@@ -729,3 +729,54 @@ def test_who_waits_gets_what_comes_whatever_the_limit(make_waits, log):
         log.append("orders")
     feed(waits.hub, log)
     assert positions(waits.leave(group)) == [1, 2, 3]
+
+
+# Events that were erased.
+
+
+def tombstone(event):
+    return Event(event.position, "new", "$erased", "erased", "null", event.time, event.check)
+
+
+def test_an_erased_event_is_replaced_in_memory_and_its_neighbours_stay(hub, log):
+    for name in ("orders", "others", "orders", "orders"):
+        log.append(name, '"%s"' % name)
+    feed(hub, log)
+    start = log.cursor(0)
+    assert positions(hub.join(ORDERS, start, limit=10)) == [1, 3, 4]
+    hub.replace([tombstone(log.events[2]), tombstone(log.events[0])])
+    assert positions(hub.join(ORDERS, start, limit=10)) == [4]
+    assert positions(hub.join(frozenset(["others"]), start, limit=10)) == [2]
+    # Cursors at and behind it are good.
+    for position in range(4):
+        assert positions(hub.join(ORDERS, log.cursor(position), limit=10)) == [4]
+
+
+def test_what_is_not_in_memory_is_not_replaced(hub, log):
+    for _ in range(3):
+        log.append("orders")
+    feed(hub, log)
+    for position in (0, 4, 900):
+        hub.replace([Event(position, "new", "$erased", "erased", "null", "", "00000000")])
+    hub.replace([log.events[1]])
+    assert positions(hub.join(ORDERS, log.cursor(0), limit=10)) == [1, 2, 3]
+
+
+def test_memory_with_erased_events_is_forgotten_like_any(log):
+    hub = Hub(tail_events=4, tail_bytes=1 << 20, max_bytes=1 << 20)
+    for _ in range(4):
+        log.append("orders", '"long data"')
+    feed(hub, log)
+    hub.replace([tombstone(log.events[1]), tombstone(log.events[0]), tombstone(log.events[3])])
+    for _ in range(8):
+        log.append("orders")
+    feed(hub, log)
+    assert (hub.span, hub.remembered) == ((9, 12), 4)
+    assert set(hub._by_channel) == {"orders"}
+    assert hub._bytes == sum(each.size for each in log.events[8:]) + 4 * 400
+
+
+def test_the_span_of_memory_is_empty_before_anything_came(log):
+    hub = Hub(tail_events=4, tail_bytes=1 << 20, max_bytes=1 << 20)
+    assert hub.span == (1, 0)
+    hub.replace([Event(1, "new", "$erased", "erased", "null", "", None)])
