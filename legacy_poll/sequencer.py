@@ -120,6 +120,8 @@ class Sequencer:
         self._dialect = database.dialect
         self._most = settings.move_rows
         self._rows = self._ceiling = settings.move_rows
+        # The first row of the outbox that failed by itself, and how often.
+        self._refused: Tuple[Optional[int], int] = (None, 0)
         self._max_bytes = settings.max_event_bytes
         self._looks: Dict[str, Any] = {}
         size: Any = literal_column(self._dialect.size_of("data"))
@@ -157,7 +159,6 @@ class Sequencer:
             LogDamaged: There is no place for the next event; see ``storage.repair``.
             StorageUnavailable: The database failed; the move happened as a whole or not at all.
         """
-        refusals = 0
         while True:
             self._tried = self._rows
             try:
@@ -175,9 +176,7 @@ class Sequencer:
                     raise
                 # From the first row on, so that the one which stays is the one that is set aside.
                 glance = replace(glance, sweep=True)
-                # Several times, since a connection may end at any moment, and that is no row's fault.
-                refusals = refusals + 1 if self._tried == 1 else 0
-                if refusals >= _REFUSALS:
+                if self._tried == 1 and self._is_refused_again():
                     return self._refuse(glance, error)
 
     def _move(self, glance: Glance) -> Moved:
@@ -192,6 +191,7 @@ class Sequencer:
         fit_in = len(rows) * _AIM_BYTES // max(1, fetched)
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
         self._database.write(lambda connection: self._commit(connection, judged, glance.head))
+        self._refused = (None, 0)
         # After a row that failed, its neighbours are not all tried at once again.
         self._ceiling = min(self._most, 2 * self._ceiling)
         self._rows = max(1, min(self._ceiling, fit_in))
@@ -257,11 +257,21 @@ class Sequencer:
         except StorageUnavailable:
             return
 
+    def _is_refused_again(self) -> bool:
+        """Whether the first row has failed so often that it must be its own fault.
+
+        Once may be the end of a connection, at any moment; and in between another row may have become the first.
+        """
+        first = self._database.read(lambda connection: connection.execute(self._first_row).scalar())
+        before, times = self._refused
+        self._refused = (first, times + 1 if first == before else 1)
+        return first is not None and self._refused[1] >= _REFUSALS
+
     def _refuse(self, glance: Glance, error: StorageUnavailable) -> Moved:
-        """Sets the first row aside, which the database refuses."""
-        outbox_id = self._database.read(lambda connection: connection.execute(self._first_row).scalar())
-        if outbox_id is None:
-            return Moved(busy=True)
+        """Sets the row aside that the database refuses."""
+        outbox_id, _ = self._refused
+        self._refused = (None, 0)
+        assert outbox_id is not None
         reason = "the database refuses it: %s" % error
 
         def work(connection: Connection, whole: bool) -> None:

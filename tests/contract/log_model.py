@@ -284,7 +284,7 @@ class Model:
                     raise Violation("%.9s was set aside" % key)
                 self.aside.add(key)
             elif not row.fit or row.event_id not in known:
-                raise Violation("%.9s does not wait any more, and is nowhere" % key)
+                raise Violation("%.9s, id %s, does not wait any more, and is nowhere" % (key, row.event_id))
         for key in set(tables.outbox) - set(self.outbox):
             event_id, channel = tables.outbox[key]
             if channel != "$erase":

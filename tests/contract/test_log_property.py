@@ -45,6 +45,8 @@ RETENTIONS = {
     "by count": {"retention_seconds": 0, "retention_events": 40},
     "by both": {"retention_seconds": HOUR, "retention_events": 25},
 }
+#: Row ids that are given by hand. After one that is far above, every other is below a worker's low-water mark.
+BELOW, ABOVE = ((-1000, -1), (1, 40)), ((1, 100_000), (10**6, 10**6 + 20), (10**9, 10**10))
 #: How long a step takes, seconds: for some steps in a row less than what makes a worker look at the whole outbox.
 QUICK, SLOW = (0.0, 0.001, 0.02), (0.0, 0.3, 2.5, 30, 400)
 #: How often each step is taken, in relation to the others.
@@ -52,7 +54,7 @@ WEIGHTS = {
     "publish": 24,
     "publish_with_row_ids": 6,
     "publish_unfit": 2,
-    "begin": 4,
+    "begin": 5,
     "go_on": 10,
     "move": 12,
     "tick": 20,
@@ -68,7 +70,7 @@ WEIGHTS = {
     "begin_worker": 1,
     "begin_reader": 2,
     "back_up": 2,
-    "restore": 1,
+    "restore": 1.5,
     "restore_events": 0.6,
     "lose_row": 0.3,
     "new_log": 0.2,
@@ -169,6 +171,7 @@ class World:
             max_response_bytes=1024,
             trim_interval_seconds=20,
         )
+        self.row_ids = self.random.choice((BELOW, BELOW + ABOVE))
         self.model = Model(Tables(engine), retention["retention_seconds"], retention["retention_events"])
         self.workers = [Worker(engine, self, **self.settings) for _ in range(2)]
         self.readers = []
@@ -194,7 +197,7 @@ class World:
         pace = QUICK
         for _ in range(steps):
             self.model.step += 1
-            if self.random.random() < 0.04:
+            if self.random.random() < 0.15:
                 pace = self.random.choice((QUICK, SLOW))
             self.now += self.random.choice(pace)
             name = self.random.choices(names, weights)[0]
@@ -248,7 +251,7 @@ class World:
             if ids is not None:
                 values["id"] = ids[number]
             if ids is None and row.fit and self.random.random() < 0.5:
-                append(connection, row.channel, json.loads(row.key), id=row.event_id)
+                row.event_id = append(connection, row.channel, json.loads(row.key), id=row.event_id)
             else:
                 connection.execute(outbox.insert().inline(), values)
 
@@ -270,8 +273,7 @@ class World:
     def publish_with_row_ids(self):
         self._leave_none_open()
         rows, draw = self._rows(), self.random.randint
-        ranges = ((-1000, -1), (1, 40), (1, 100_000), (10**6, 10**6 + 20), (10**9, 10**10))
-        self._publish(rows, [draw(*self.random.choice(ranges)) for _ in rows])
+        self._publish(rows, [draw(*self.random.choice(self.row_ids)) for _ in rows])
 
     def publish_unfit(self):
         """On SQLite, what is behind it waits for the sequencer."""
@@ -470,6 +472,12 @@ class World:
         self.look()
 
     def erase(self):
+        if self.random.random() < 0.5:
+            # What all workers have in mind, and some readers have not had.
+            self.publish()
+            for worker in self.workers:
+                self.settle(worker)
+            self.model.step += 1
         life = self.model.life
         ids, channels, first, last = frozenset(), frozenset(), 1, 0
         kind = self.random.choice(("ids", "positions", "positions", "channel"))
@@ -477,7 +485,7 @@ class World:
             ids = frozenset(self.random.sample(IDS, 2))
         elif kind == "positions" and life.head:
             first = self.random.randint(
-                max(1, life.oldest - 2, life.head - self.random.choice((5, 99))), life.head
+                max(1, life.oldest - 2, life.head - self.random.choice((2, 99))), life.head
             )
             last = first + self.random.choice((0, 0, 3))
         elif self.random.random() < 0.3:
