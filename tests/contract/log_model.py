@@ -1,15 +1,16 @@
 """The log in plain dictionaries, and what each reader must have been given: for test_log_property.
 
-Nothing here calls the product. The test tells the model what it did, and shows it the tables after each step; the
-model says whether the tables may have become so, and whether an answer is one that the reader may get.
+Nothing here calls the product. The test tells the model what it did, and shows it the tables after each step;
+the model says whether the tables may have become so, and whether an answer is one that the reader may get.
 
-A *life* is one history of the log. A restored backup begins another one, which shares its beginning with the one that
-was there when the backup was made. A reader stands at a place in a life: what follows there, up to the cursor of an
-answer, must be in that answer, all of it and nothing else. So nobody skips, and nobody gets an event twice.
+A *life* is one history of the log. A restored backup begins another one, which shares its beginning with the
+one that was there when the backup was made. A reader stands at a place in a life: what follows there, up to
+the cursor of an answer, must be in that answer, all of it and nothing else. So nobody skips, and nobody gets
+an event twice.
 
-What was lost (deleted by hand, or trimmed) stays in the model's life: who has not had it gets it from the memory of a
-worker, or is told 410. What was erased is passed in silence. The cursor behind a position whose row is lost is *vague*:
-nothing is there to check it by, so 410 is always a right answer to it.
+What was lost (deleted by hand, or trimmed) stays in the model's life: who has not had it gets it from the
+memory of a worker, or is told 410. What was erased is passed in silence. The cursor behind a position whose
+row is lost is *vague*: nothing is there to check it by, so 410 is always a right answer to it.
 """
 
 from __future__ import annotations
@@ -276,7 +277,9 @@ class Model:
         life.head = head
 
     def _take_outbox(self, tables, known):
-        known = known | self.life.known_ids()
+        # Those beyond the head of a damaged log too: it has them once it is repaired.
+        beyond = {self.life.entries[each].id for each in self.life.present if each > self.life.head}
+        known = known | self.life.known_ids() | beyond
         for key in set(self.outbox) - set(tables.outbox):
             row = self.outbox.pop(key)
             if key in tables.aside:
