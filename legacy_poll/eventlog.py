@@ -37,6 +37,7 @@ from .events import (
 )
 from .storage.ages import KnownFor, earlier
 from .storage.repair import EMPTY
+from .storage.apart import at_position, count_in, first_apart, last_beginning_in, last_in, tables_of, together
 from .tables import event, log, outbox
 
 __all__ = ["EventLog", "Bounds", "Glance", "Trimmed", "append", "append_revocation"]
@@ -50,22 +51,6 @@ _BLOCK = 10_000
 _COUNTED_SECONDS = 2.0
 #: Positions among which a trim looks for the first young event at once.
 _WINDOW = 100_000
-_HEAD_ID = select(event.c.id).where(event.c.position == log.c.head).scalar_subquery()
-_HEAD_MARK = select(event.c.mark).where(event.c.position == log.c.head).scalar_subquery()
-_ID_AT = select(event.c.id).where(event.c.position == bindparam("at")).scalar_subquery()
-_MARK_AT = select(event.c.mark).where(event.c.position == bindparam("at")).scalar_subquery()
-_IN_RANGE = (event.c.position > bindparam("start"), event.c.position <= bindparam("upto"))
-_COUNT = select(func.count()).select_from(event).where(*_IN_RANGE)
-_LAST = select(func.max(event.c.position)).where(*_IN_RANGE)
-_BEFORE = event.alias()
-# The last event of a range that does not follow another one.
-_LAST_BEGINNING = (
-    select(event.c.position)
-    .where(*_IN_RANGE)
-    .where(~select(_BEFORE.c.position).where(_BEFORE.c.position == event.c.position - 1).exists())
-    .order_by(event.c.position.desc())
-    .limit(1)
-)
 # In id order, so that it is found by the key from the mark on: a scan would walk over every dead row before it.
 _WAITING = (
     select(literal_column("1"))
@@ -87,6 +72,7 @@ class Bounds:
         oldest: The first position retained; ``head + 1`` when none is.
         head_id: Id of the event at *head*; None at 0.
         head_mark: Its mark.
+        apart_from: The first position of those that are kept apart; None where none is.
     """
 
     log_id: str
@@ -94,6 +80,7 @@ class Bounds:
     oldest: int
     head_id: Optional[str]
     head_mark: Optional[str] = None
+    apart_from: Optional[int] = None
 
     @property
     def cursor(self) -> Cursor:
@@ -114,6 +101,7 @@ class Glance:
         waiting: Whether the outbox has rows, or may have.
         sweep: Whether it must be looked at from its beginning.
         head_mark: As in :class:`Bounds`; tells a restored log from the one that was there.
+        apart_from: As in :class:`Bounds`.
     """
 
     log_id: str
@@ -124,6 +112,7 @@ class Glance:
     waiting: bool
     sweep: bool = True
     head_mark: Optional[str] = None
+    apart_from: Optional[int] = None
 
     @property
     def cursor(self) -> Cursor:
@@ -232,6 +221,18 @@ class EventLog:
         self._clock = clock
         self._known_for = known_for or KnownFor()
         self._glances: Dict[str, Any] = {}
+        self._keeps_apart = database.dialect.keeps_apart
+        at: Any = bindparam("at")
+        apart_from = first_apart(self._keeps_apart)
+        self._head = [at_position(name, log.c.head, self._keeps_apart) for name in ("id", "mark")]
+        self._bounds_at = select(
+            log.c.log_id,
+            log.c.head,
+            log.c.oldest,
+            *self._head,
+            apart_from,
+            *[at_position(name, at, self._keeps_apart) for name in ("id", "mark")],
+        )
         # Blocks of the log `_counted_log` that had no hole, and when that was seen.
         self._counted: Dict[int, float] = {}
         self._counted_log = ""
@@ -257,7 +258,7 @@ class EventLog:
         sweep = backlog.needs_sweep(row[6])
         # With a mark, only a sweep can tell that there is nothing.
         waiting = row[5] is not None or (sweep and marked)
-        return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep, row[7])
+        return Glance(row[0], row[1], row[2], row[3], row[4], waiting, sweep, row[7], row[8])
 
     def begin_anew(self) -> None:
         """Forgets what was known of the log and the outbox: they are not those that were there."""
@@ -271,7 +272,15 @@ class EventLog:
             now: Any = literal_column(self._database.dialect.now_sql)
             moment: Any = literal_column(moment_sql)
             found = self._glances[moment_sql] = select(
-                log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, now, _WAITING, moment, _HEAD_MARK
+                log.c.log_id,
+                log.c.head,
+                log.c.oldest,
+                self._head[0],
+                now,
+                _WAITING,
+                moment,
+                self._head[1],
+                first_apart(self._keeps_apart),
             )
         return found
 
@@ -281,7 +290,7 @@ class EventLog:
         Raises:
             StorageUnavailable: The database failed.
         """
-        return self._database.read(lambda connection: _bounds(connection, 0)[0])
+        return self._database.read(lambda connection: self._bounds(connection, 0)[0])
 
     def time_at(self, position: int) -> Optional[str]:
         """When the event at *position* entered the log; None when there is none.
@@ -289,7 +298,7 @@ class EventLog:
         Raises:
             StorageUnavailable: The database failed.
         """
-        query = select(event.c.published_at).where(event.c.position == position)
+        query = select(at_position("published_at", position, self._keeps_apart))
         found: Optional[str] = self._database.read(lambda connection: connection.execute(query).scalar())
         return found
 
@@ -300,8 +309,16 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         glance = self.glance()
-        young = select(func.min(event.c.position)).where(
-            event.c.position >= glance.oldest, event.c.published_at >= earlier(glance.now, seconds)
+        cutoff = earlier(glance.now, seconds)
+        young = together(
+            lambda table: (
+                select(table.c.position)
+                .where(table.c.position >= glance.oldest, table.c.published_at >= cutoff)
+                .order_by(table.c.position)
+                .limit(1)
+            ),
+            tables_of(glance.apart_from is not None),
+            limit=1,
         )
         first = self._database.read(lambda connection: connection.execute(young).scalar())
         return self.cursor_at(glance.head if first is None else first - 1)
@@ -312,7 +329,7 @@ class EventLog:
         Raises:
             StorageUnavailable: The database failed.
         """
-        bounds, there = self._database.read(lambda connection: _bounds(connection, position))
+        bounds, there = self._database.read(lambda connection: self._bounds(connection, position))
         return Cursor.at(bounds.log_id, position, *there)
 
     def read_after(
@@ -361,18 +378,20 @@ class EventLog:
         *,
         past_holes: bool = False,
     ) -> Batch:
-        bounds, there = _bounds(connection, cursor.position if cursor else 0)
+        bounds, there = self._bounds(connection, cursor.position if cursor else 0)
         if cursor is not None:
             _verify(cursor, bounds, there)
             start = cursor.position
         else:
             start = bounds.oldest - 1
-        events, more = _pages(connection, start, bounds.head, channels, limit, max_bytes)
+        apart = bounds.apart_from is not None
+        events, more = _pages(connection, start, bounds.head, channels, limit, max_bytes, apart=apart)
         backlog = len(events)
         if max_backlog and more and backlog <= max_backlog:
             # Only behind a cut is there anything to count, and never more of it than tells.
             last = events[-1].position
-            backlog += self._count(connection, last, bounds.head, channels, max_backlog + 1 - backlog)
+            most = max_backlog + 1 - backlog
+            backlog += self._count(connection, last, bounds.head, channels, most, apart=apart)
         still = connection.execute(select(log.c.log_id, log.c.oldest)).first()
         if still is None or still[0] != bounds.log_id:
             raise CursorUnknown("the log was replaced")
@@ -387,7 +406,7 @@ class EventLog:
         end = events[-1].position if more else bounds.head
         # Who has no cursor has seen nothing, and is given what there is.
         if cursor is not None and not past_holes and len(events) < end - start:
-            hole = self._hole(connection, bounds.log_id, start, end)
+            hole = self._hole(connection, bounds.log_id, start, end, apart=apart)
             if hole is not None:
                 raise CursorExpired(
                     "cursor %s is too old: events before position %d are missing from the log"
@@ -400,22 +419,37 @@ class EventLog:
         return Batch(tuple(events), bounds.cursor)
 
     def _count(
-        self, connection: Connection, start: int, upto: int, channels: Optional[FrozenSet[str]], most: int
+        self,
+        connection: Connection,
+        start: int,
+        upto: int,
+        channels: Optional[FrozenSet[str]],
+        most: int,
+        *,
+        apart: bool,
     ) -> int:
         """How many events there are after *start* up to *upto*, but no more than *most*: from the index alone."""
-        query: Any = select(literal_column("1").label("one")).where(
-            event.c.position > start, event.c.position <= upto
-        )
-        if channels is not None:
-            names = sorted(channels)
-            query = query.where(event.c.channel.in_(names))
-            if self._database.dialect.exact_channel_sql:
-                exact: Any = literal_column(self._database.dialect.exact_channel_sql)
-                query = query.where(exact.in_(names))
-        found = connection.execute(select(func.count()).select_from(query.limit(most).subquery())).scalar()
+        exact = self._database.dialect.exact_channel_sql
+
+        def found_in(table: Any) -> Any:
+            query: Any = select(literal_column("1").label("one")).where(
+                table.c.position > start, table.c.position <= upto
+            )
+            if channels is not None:
+                names = sorted(channels)
+                query = query.where(table.c.channel.in_(names))
+                if exact:
+                    column: Any = literal_column(exact)
+                    query = query.where(column.in_(names))
+            return query.limit(most)
+
+        query = together(found_in, tables_of(apart), limit=most, order=False)
+        found = connection.execute(select(func.count()).select_from(query.subquery())).scalar()
         return int(found or 0)
 
-    def _hole(self, connection: Connection, log_id: str, start: int, end: int) -> Optional[int]:
+    def _hole(
+        self, connection: Connection, log_id: str, start: int, end: int, *, apart: bool
+    ) -> Optional[int]:
         """Where events are missing after *start* up to *end*: the position behind the last that is; None if none is."""
         now = self._clock()
         if self._counted_log != log_id or len(self._counted) > 1000:
@@ -429,21 +463,30 @@ class EventLog:
             upto = min(end, (block + 1) * _BLOCK)
             is_block = offset == 0 and upto - place == _BLOCK
             if not (is_block and now - self._counted.get(block, -_COUNTED_SECONDS) < _COUNTED_SECONDS):
-                found = connection.execute(_COUNT, {"start": place, "upto": upto}).scalar()
+                found = connection.execute(count_in(apart), {"start": place, "upto": upto}).scalar()
                 if found != upto - place:
-                    return self._behind_hole(connection, start, end)
+                    return self._behind_hole(connection, start, end, apart=apart)
                 if is_block:
                     self._counted[block] = now
             place = upto
         return None
 
-    def _behind_hole(self, connection: Connection, start: int, end: int) -> int:
+    def _behind_hole(self, connection: Connection, start: int, end: int, *, apart: bool) -> int:
         where = {"start": start, "upto": end}
-        last = connection.execute(_LAST, where).scalar()
+        last = connection.execute(last_in(apart), where).scalar()
         if last is None or last < end:
             return end + 1
-        first: Optional[int] = connection.execute(_LAST_BEGINNING, where).scalar()
+        first: Optional[int] = connection.execute(last_beginning_in(apart), where).scalar()
         return first if first is not None else end + 1
+
+    def _bounds(
+        self, connection: Connection, position: int
+    ) -> Tuple[Bounds, Tuple[Optional[str], Optional[str]]]:
+        """The log's bounds, and the id and the mark at *position*, as of one moment."""
+        row = connection.execute(self._bounds_at, {"at": position}).first()
+        if row is None:
+            raise LogDamaged(EMPTY)
+        return Bounds(*row[:6]), (row[6], row[7])
 
     def read_new(
         self, position: int, *, upto: int, limit: int, max_bytes: int
@@ -465,12 +508,12 @@ class EventLog:
         """
 
         def read(connection: Connection) -> Tuple[Optional[str], List[Event]]:
-            events, _ = _pages(connection, position, upto, None, limit, max_bytes)
+            events, _ = _pages(
+                connection, position, upto, None, limit, max_bytes, apart=self._keeps_apart
+            )
             # After the events: what was there when they were read is told from what came since.
-            there = connection.execute(
-                select(event.c.id, event.c.mark).where(event.c.position == position)
-            ).first()
-            return None if there is None else check_of(there[0], there[1]), events
+            there = self._bounds(connection, position)[1]
+            return None if there[0] is None else check_of(*there), events
 
         return self._database.read(read)
 
@@ -482,7 +525,13 @@ class EventLog:
         """
         return self._database.read(
             lambda connection: _pages(
-                connection, first - 1, last, None, last - first + 1, (last - first + 1) << 40
+                connection,
+                first - 1,
+                last,
+                None,
+                last - first + 1,
+                (last - first + 1) << 40,
+                apart=self._keeps_apart,
             )[0]
         )
 
@@ -501,6 +550,9 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         bounds = self.bounds()
+        if bounds.apart_from is not None:
+            # Whoever has the end of the table locked has more of it locked, and what is apart is the youngest.
+            return Trimmed(0)
         oldest, looked_at_all = self._database.read(
             lambda connection: self._first_to_keep(connection, bounds, now)
         )
@@ -577,21 +629,11 @@ class EventLog:
         ).all()
         if not rows:
             return 0
+        self._database.dialect.lock_events(connection, rows[0][0], rows[-1][0])
         result = connection.execute(
             delete(event).where(event.c.position >= rows[0][0], event.c.position <= rows[-1][0])
         )
         return int(result.rowcount)
-
-
-def _bounds(connection: Connection, position: int) -> Tuple[Bounds, Tuple[Optional[str], Optional[str]]]:
-    """The log's bounds, and the id and the mark at *position*, as of one moment."""
-    row = connection.execute(_BOUNDS, {"at": position}).first()
-    if row is None:
-        raise LogDamaged(EMPTY)
-    return Bounds(row[0], row[1], row[2], row[3], row[4]), (row[5], row[6])
-
-
-_BOUNDS = select(log.c.log_id, log.c.head, log.c.oldest, _HEAD_ID, _HEAD_MARK, _ID_AT, _MARK_AT)
 
 
 def _verify(cursor: Cursor, bounds: Bounds, there: Tuple[Optional[str], Optional[str]]) -> None:
@@ -621,20 +663,26 @@ def _pages(
     channels: Optional[FrozenSet[str]],
     limit: int,
     max_bytes: int,
+    *,
+    apart: bool,
 ) -> Tuple[List[Event], bool]:
     """Events after *start* up to *upto* within the limits, and whether there are more."""
-    query = select(
-        event.c.position,
-        event.c.id,
-        event.c.channel,
-        event.c.type,
-        event.c.data,
-        event.c.published_at,
-        event.c.mark,
-    ).where(event.c.position > bindparam("start"), event.c.position <= bindparam("upto"))
-    if channels is not None:
-        query = query.where(event.c.channel.in_(sorted(channels)))
-    query = query.order_by(event.c.position).limit(bindparam("rows"))
+
+    def found_in(table: Any) -> Any:
+        query = select(
+            table.c.position,
+            table.c.id,
+            table.c.channel,
+            table.c.type,
+            table.c.data,
+            table.c.published_at,
+            table.c.mark,
+        ).where(table.c.position > bindparam("start"), table.c.position <= bindparam("upto"))
+        if channels is not None:
+            query = query.where(table.c.channel.in_(sorted(channels)))
+        return query.order_by(table.c.position).limit(bindparam("rows"))
+
+    query = together(found_in, tables_of(apart), limit=bindparam("rows"))
     events: List[Event] = []
     total = 0
     while start < upto:

@@ -3,6 +3,8 @@
 - ``legacy_poll_log`` has at most one row, by the schema. Where there are two (a data-only dump was loaded beside the
   row that an upgrade had made), they become one, with another identity, since nobody can say which cursors are right.
 - ``legacy_poll_event.mark`` tells a position that was given again, after a restore, from the one that was there.
+- ``legacy_poll_apart`` takes the end of the log while another session has the end of ``legacy_poll_event`` locked, which
+  only MySQL and MariaDB do.
 - On SQLite the trigger leaves a row in the outbox when the log cannot take it, and an id counts as known only while it
   is retained.
 
@@ -15,11 +17,20 @@ import uuid
 
 import sqlalchemy as sa
 from alembic import context, op
+from sqlalchemy.dialects import mysql
 
 revision = "1_0002"
 down_revision = "1_0001"
 branch_labels = None
 depends_on = None
+
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+LONG = sa.Text().with_variant(mysql.LONGTEXT(), "mysql").with_variant(mysql.LONGTEXT(), "mariadb")
+OPTIONS = {
+    name + "_" + key: value
+    for name in ("mysql", "mariadb")
+    for key, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
 
 # What changes in the trigger of 1_0001.
 TRIGGER_CHANGES = (
@@ -95,12 +106,30 @@ def upgrade():
     op.create_index("legacy_poll_log_one_row", "legacy_poll_log", ["one_row"], unique=True)
     op.add_column("legacy_poll_event", sa.Column("mark", sa.String(8)))
     op.add_column("legacy_poll_set_aside", sa.Column("cut_from", sa.BigInteger))
+    op.create_table(
+        "legacy_poll_apart",
+        sa.Column("position", BIG, primary_key=True, autoincrement=False),
+        sa.Column("id", sa.String(100), nullable=False),
+        sa.Column("channel", sa.String(200), nullable=False),
+        sa.Column("type", sa.String(200), nullable=False),
+        sa.Column("data", LONG, nullable=False),
+        sa.Column("published_at", sa.String(24), nullable=False),
+        sa.Column("mark", sa.String(8)),
+        **OPTIONS,
+    )
+    op.create_index("legacy_poll_apart_channel", "legacy_poll_apart", ["channel", "position"])
+    op.create_index("legacy_poll_apart_id", "legacy_poll_apart", ["id"])
     replace_trigger(trigger())
 
 
 def downgrade():
     if op.get_context().dialect.name == "sqlite":
         op.execute("DROP TRIGGER IF EXISTS legacy_poll_sequence")
+    op.execute(
+        "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at)"
+        " SELECT position, id, channel, type, data, published_at FROM legacy_poll_apart"
+    )
+    op.drop_table("legacy_poll_apart")
     op.drop_index("legacy_poll_log_one_row", "legacy_poll_log")
     for table, column in (
         ("legacy_poll_log", "one_row"),
