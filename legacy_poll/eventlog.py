@@ -36,8 +36,8 @@ from .events import (
     new_event_id,
 )
 from .storage.ages import KnownFor, earlier
-from .storage.repair import EMPTY
 from .storage.apart import at_position, count_in, first_apart, last_beginning_in, last_in, tables_of, together
+from .storage.repair import EMPTY
 from .tables import event, log, outbox
 
 __all__ = ["EventLog", "Bounds", "Glance", "Trimmed", "append", "append_revocation"]
@@ -508,9 +508,7 @@ class EventLog:
         """
 
         def read(connection: Connection) -> Tuple[Optional[str], List[Event]]:
-            events, _ = _pages(
-                connection, position, upto, None, limit, max_bytes, apart=self._keeps_apart
-            )
+            events, _ = _pages(connection, position, upto, None, limit, max_bytes, apart=self._keeps_apart)
             # After the events: what was there when they were read is told from what came since.
             there = self._bounds(connection, position)[1]
             return None if there[0] is None else check_of(*there), events

@@ -23,7 +23,8 @@ from .events import DEFAULT_CHANNEL, check_channels, check_event_id
 from .runtime import Runtime
 from .scripts import NAMES as SCRIPTS
 from .scripts import digest_of
-from .tables import event, log
+from .storage.apart import tables_of
+from .tables import log
 from .tokens import Tokens
 from .views import make_blueprint
 from .wakeups import HostSender, LocalWakeup, directory_of
@@ -357,11 +358,12 @@ class LegacyPoll:
             given = [check_event_id(row["id"]) for row in rows if row["id"] is not None]
             known = set()
             for start in range(0, len(given), 500):
-                query = select(event.c.id).where(
-                    event.c.id.in_(given[start : start + 500]),
-                    event.c.position >= select(log.c.oldest).scalar_subquery(),
-                )
-                known.update(connection.execute(query).scalars())
+                for table in tables_of(runtime.database.dialect.keeps_apart):
+                    query = select(table.c.id).where(
+                        table.c.id.in_(given[start : start + 500]),
+                        table.c.position >= select(log.c.oldest).scalar_subquery(),
+                    )
+                    known.update(connection.execute(query).scalars())
             published = []
             for row in rows:
                 event_id = append(

@@ -48,6 +48,8 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 2.0
 #: A lock on the log held for longer than this is named in the log, seconds.
 _LOCK_PATIENCE_SECONDS = 1.0
+#: How often it is tried to bring back what is apart, seconds; half as long on average with two workers.
+_BRING_BACK_SECONDS = 2.0
 _BLOCKED_ADVICE = (
     " (a job that copies legacy_poll_event must do so at READ COMMITTED, or it locks the end of the table)"
 )
@@ -110,7 +112,8 @@ class Publisher:
         self._thread: Optional[threading.Thread] = None
         self._hole: Optional[Tuple[str, int]] = None
         self._said = ""
-        self._clock_said = False
+        self._clock_said = self._apart_said = False
+        self._bring_at = clock()
         self._erased: List[Tuple[int, int]] = []
         # The database's time at the last look, and this host's before and after it.
         self._times: Optional[Tuple[str, float, float]] = None
@@ -221,6 +224,8 @@ class Publisher:
         found = self._deliver(glance, moved)
         if self._erased:
             self._forget_erased()
+        if glance.apart_from is not None and self._clock() >= self._bring_at:
+            self._bring_back()
         if self._clock() >= self._trim_at:
             self._trim(glance)
         found = found or moved.more
@@ -350,6 +355,21 @@ class Publisher:
             if first <= last:
                 self._hub.replace(self._log.read_at(first, last))
             self._erased.pop()
+
+    def _bring_back(self) -> None:
+        if not self._apart_said:
+            self._apart_said = True
+            logger.warning(
+                "legacy_poll: another session has the end of legacy_poll_event locked; events go to legacy_poll_apart "
+                "meanwhile, and arrive as ever; locked by: %s%s",
+                self._lock_holder(),
+                _BLOCKED_ADVICE,
+            )
+        if self._sequencer.bring_back():
+            self._apart_said = False
+            self._bring_at = self._clock()
+        else:
+            self._bring_at = self._clock() + _BRING_BACK_SECONDS * (0.75 + 0.5 * self._jitter())
 
     def _trim(self, glance: Glance) -> None:
         # The interval, spread over the workers. Set first: a trim that fails must not fail every tick.

@@ -47,8 +47,9 @@ from .events import (
     check_name,
     positions_in,
 )
+from .storage.apart import tables_of
 from .storage.repair import damage
-from .tables import event, log, outbox, set_aside
+from .tables import apart, event, log, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
 
@@ -120,6 +121,8 @@ class Sequencer:
         self._dialect = database.dialect
         self._most = settings.move_rows
         self._rows = self._ceiling = settings.move_rows
+        # The head behind which the event table was found locked.
+        self._apart_at = -1
         # The first row of the outbox that failed by itself, and how often.
         self._refused: Tuple[Optional[int], int] = (None, 0)
         self._max_bytes = settings.max_event_bytes
@@ -166,7 +169,10 @@ class Sequencer:
             except _Busy:
                 return Moved(busy=True)
             except StorageBusy:
-                return Moved(busy=True, blocked=True)
+                if not self._dialect.keeps_apart or self._is_apart(glance):
+                    return Moved(busy=True, blocked=True)
+                # Somebody has the end of the log locked: what comes goes apart, until it can be brought back.
+                self._apart_at = glance.head
             except SchemaMissing:
                 raise
             except StorageUnavailable as error:
@@ -190,7 +196,7 @@ class Sequencer:
         fetched = sum(row[5] or 0 for row in rows if row[4] is not None)
         fit_in = len(rows) * _AIM_BYTES // max(1, fetched)
         judged = self._database.read(lambda connection: self._judge(connection, rows, glance))
-        self._database.write(lambda connection: self._commit(connection, judged, glance.head))
+        self._database.write(lambda connection: self._commit(connection, judged, glance))
         self._refused = (None, 0)
         # After a row that failed, its neighbours are not all tried at once again.
         self._ceiling = min(self._most, 2 * self._ceiling)
@@ -208,7 +214,7 @@ class Sequencer:
 
         def with_made_up(connection: Connection) -> None:
             connection.execute(insert(set_aside).values(reason="probe"))
-            connection.execute(insert(event).values(**_columns(made_up)))
+            connection.execute(insert(self._table(glance)).values(**_columns(made_up)))
             connection.execute(_ADVANCE, {"new_head": glance.head + 1})
 
         if self._can(glance, with_made_up):
@@ -218,7 +224,7 @@ class Sequencer:
             raise LogDamaged(found)
         # A rule of somebody's may refuse what was made up, and not what waits.
         return any(
-            self._can(glance, lambda connection, judged=judged: self._put(connection, judged, glance.head))  # type: ignore[misc]
+            self._can(glance, lambda connection, judged=judged: self._put(connection, judged, glance))  # type: ignore[misc]
             for judged in self._others(glance)
         )
 
@@ -314,6 +320,27 @@ class Sequencer:
             )
         return found
 
+    def bring_back(self, *, most: int = 500) -> int:
+        """Moves events that are apart to where they belong, if nobody has the place locked any more.
+
+        Returns:
+            How many; 0 when it must wait.
+
+        Raises:
+            StorageUnavailable: The database failed.
+        """
+        try:
+            return self._database.write(lambda connection: self._dialect.bring_back(connection, most=most))
+        except StorageBusy:
+            return 0
+
+    def _is_apart(self, glance: Glance) -> bool:
+        """Whether the next event goes apart: as the last one did, or since its place was found locked."""
+        return glance.apart_from is not None or self._apart_at == glance.head
+
+    def _table(self, glance: Glance) -> Any:
+        return apart if self._is_apart(glance) else event
+
     def lock_holder(self) -> Optional[str]:
         """Who holds the log's lock, for the operator; None when nobody does, or it cannot be told."""
         return self._database.read(self._dialect.lock_holder)
@@ -336,10 +363,11 @@ class Sequencer:
         known: Set[str] = set()
         for start in range(0, len(given), 500):
             # What has been trimmed is forgotten, also where its row is still there.
-            query = select(event.c.id).where(
-                event.c.id.in_(given[start : start + 500]), event.c.position >= glance.oldest
-            )
-            known.update(found[0] for found in connection.execute(query))
+            for table in tables_of(glance.apart_from is not None):
+                query = select(table.c.id).where(
+                    table.c.id.in_(given[start : start + 500]), table.c.position >= glance.oldest
+                )
+                known.update(found[0] for found in connection.execute(query))
         judged = _Judged([], [], [], [], [], 0)
         mark = new_mark()
         for row in rows:
@@ -373,13 +401,13 @@ class Sequencer:
             mark,
         )
 
-    def _commit(self, connection: Connection, judged: _Judged, head: int) -> None:
+    def _commit(self, connection: Connection, judged: _Judged, glance: Glance) -> None:
         self._dialect.begin_move(connection)
-        if not self._dialect.lock_log(connection, head):
+        if not self._dialect.lock_log(connection, glance.head):
             raise _Busy
-        self._put(connection, judged, head)
+        self._put(connection, judged, glance)
 
-    def _put(self, connection: Connection, judged: _Judged, head: int) -> None:
+    def _put(self, connection: Connection, judged: _Judged, glance: Glance) -> None:
         """Moves the rows that were judged; the lock is taken."""
         if judged.odd:
             # Whoever moved only such rows left the head as it was, and a given id may have come back since.
@@ -389,12 +417,13 @@ class Sequencer:
         for outbox_id, reason in judged.unfit:
             connection.execute(self._set_aside, {"outbox_id": outbox_id, "why": reason})
         entries = [_columns(entry) for entry in judged.fit]
-        if not self._dialect.insert_events(connection, entries, outbox_ids=judged.fit_rows):
+        is_apart = self._is_apart(glance)
+        if not self._dialect.insert_events(connection, entries, outbox_ids=judged.fit_rows, apart=is_apart):
             raise _Busy
         if self._dialect.delete_outbox(connection, judged.rows) != len(judged.rows):
             raise _Busy
         if entries:
-            connection.execute(_ADVANCE, {"new_head": head + len(entries)})
+            connection.execute(_ADVANCE, {"new_head": glance.head + len(entries)})
 
 
 def _columns(entry: Event) -> Dict[str, Any]:

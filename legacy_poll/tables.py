@@ -87,6 +87,7 @@ outbox = Table(
     **_OPTIONS,
 )
 
+
 def _event_columns() -> Any:
     return [
         Column("position", _BIG, primary_key=True, autoincrement=False),

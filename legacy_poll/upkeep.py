@@ -11,7 +11,7 @@ from . import schema
 from .database import Database
 from .errors import InvalidEvent, StorageUnavailable
 from .eventlog import EventLog
-from .tables import event, outbox, set_aside
+from .tables import apart, event, outbox, set_aside
 
 __all__ = ["Status", "status", "set_aside_rows", "retry", "drop"]
 
@@ -71,7 +71,7 @@ def status(database: Database, log: EventLog) -> Status:
         head=glance.head,
         oldest=glance.oldest,
         # Those that are there: it may be fewer than the positions say.
-        events=count(event, event.c.position >= glance.oldest),
+        events=sum(count(table, table.c.position >= glance.oldest) for table in (event, apart)),
         waiting=count(outbox),
         set_aside=count(set_aside),
         now=glance.now,

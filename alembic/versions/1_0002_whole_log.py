@@ -3,8 +3,8 @@
 - ``legacy_poll_log`` has at most one row, by the schema. Where there are two (a data-only dump was loaded beside the
   row that an upgrade had made), they become one, with another identity, since nobody can say which cursors are right.
 - ``legacy_poll_event.mark`` tells a position that was given again, after a restore, from the one that was there.
-- ``legacy_poll_apart`` takes the end of the log while another session has the end of ``legacy_poll_event`` locked, which
-  only MySQL and MariaDB do.
+- ``legacy_poll_apart`` takes the end of the log while another session has the end of ``legacy_poll_event`` locked,
+  which happens on MySQL and MariaDB only.
 - On SQLite the trigger leaves a row in the outbox when the log cannot take it, and an id counts as known only while it
   is retained.
 

@@ -147,14 +147,20 @@ class Dialect:
         return int(result.rowcount)
 
     def insert_events(
-        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+        self,
+        connection: Connection,
+        rows: List[Dict[str, Any]],
+        *,
+        outbox_ids: Sequence[int],
+        apart: bool = False,
     ) -> bool:
-        """Appends *rows* to the event table.
+        """Appends *rows* to the log.
 
         Args:
             connection: A move is open.
             rows: Columns of the event table, all of them.
             outbox_ids: Of the row that each was made from, which is still there.
+            apart: To the table for those that are kept apart, where there is one.
 
         Returns:
             False when a row of the outbox is not the one that was judged any more.
@@ -165,6 +171,20 @@ class Dialect:
 
     def check_constraints(self, connection: Connection) -> None:
         """Has the database check now what it would check at the commit."""
+
+    #: Whether other sessions may have the end of the event table locked; see storage.apart.
+    keeps_apart = False
+
+    def bring_back(self, connection: Connection, *, most: int) -> int:
+        """Moves events that are apart to where they belong, without waiting; returns how many.
+
+        Raises:
+            StorageBusy: The end of the table is still locked, or somebody else does it.
+        """
+        return 0
+
+    def lock_events(self, connection: Connection, first: int, last: int) -> None:
+        """Locks the events from *first* to *last*, which are about to be deleted, without waiting."""
 
     #: SQL for the channel of an event that is compared byte by byte, where the column's collation may be another.
     exact_channel_sql = ""

@@ -22,8 +22,8 @@ __all__ = ["MySQL"]
 
 _NO_SUCH_TABLE = 1146
 _UPGRADE_WAIT_SECONDS = 60
-# Wait timeout, deadlock.
-_LOCK_ERRORS = (1205, 1213)
+# Wait timeout, deadlock, NOWAIT.
+_LOCK_ERRORS = (1205, 1213, 3572)
 # A name is at most 64 characters, and a database's name alone may be as long.
 _NAME = "CONCAT('legacy_poll.%s.', LEFT(SHA1(DATABASE()), 16))"
 # Who waits for a lock is no holder, but another worker in the same queue. The holder may have any default database.
@@ -37,7 +37,7 @@ _HOLDER = text(
 _ZERO_DATE_MODES = ("NO_ZERO_DATE", "NO_ZERO_IN_DATE", "TRADITIONAL")
 _INEXACT = text(
     "SELECT DISTINCT table_name, collation_name FROM information_schema.columns WHERE table_schema = DATABASE()"
-    " AND table_name IN ('legacy_poll_outbox', 'legacy_poll_event', 'legacy_poll_log')"
+    " AND table_name IN ('legacy_poll_outbox', 'legacy_poll_event', 'legacy_poll_apart', 'legacy_poll_log')"
     " AND collation_name IS NOT NULL AND collation_name NOT IN ('utf8mb4_bin', 'utf8mb4_nopad_bin', 'utf8mb4_0900_bin')"
     " ORDER BY table_name LIMIT 1"
 )
@@ -66,12 +66,30 @@ _INSERT_ONE = text(
     " SELECT :position, :id, :channel, :type, o.data, :published_at, :mark"
     " FROM legacy_poll_outbox AS o WHERE o.id = :outbox_id AND CRC32(CONVERT(o.data USING utf8mb4)) = :crc"
 )
+_INSERT_EACH_APART = text(INSERT_EACH.text.replace("INTO legacy_poll_event ", "INTO legacy_poll_apart "))
+_INSERT_ONE_APART = text(_INSERT_ONE.text.replace("INTO legacy_poll_event ", "INTO legacy_poll_apart "))
+# Who has the place behind the last event locked has the event locked as well; and one worker does this at a time.
+_LOCK_LAST = text("SELECT position FROM legacy_poll_event ORDER BY position DESC LIMIT 1 FOR UPDATE NOWAIT")
+_LOCK_EVENTS = text(
+    "SELECT position FROM legacy_poll_event WHERE position BETWEEN :first AND :last FOR UPDATE NOWAIT"
+)
+# An erasure of one of them waits, or makes this wait for the next time.
+_LOCK_APART = text("SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most FOR UPDATE NOWAIT")
+_BRING = text(
+    "SELECT MAX(position) FROM (SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most) AS some"
+)
+_BRING = text(
+    "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
+    " SELECT position, id, channel, type, data, published_at, mark FROM legacy_poll_apart WHERE position <= :last"
+)
+_BROUGHT = text("DELETE FROM legacy_poll_apart WHERE position <= :last")
 
 
 class MySQL(Dialect):
     now_sql = "CONCAT(LEFT(DATE_FORMAT(UTC_TIMESTAMP(3), '%Y-%m-%dT%H:%i:%s.%f'), 23), 'Z')"
     pre_ping = True
     exact_channel_sql = "CAST(channel AS BINARY)"
+    keeps_apart = True
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -140,18 +158,24 @@ class MySQL(Dialect):
         return int(connection.execute(DELETE_EACH, {"ids": json.dumps(list(ids))}).rowcount)
 
     def insert_events(
-        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+        self,
+        connection: Connection,
+        rows: List[Dict[str, Any]],
+        *,
+        outbox_ids: Sequence[int],
+        apart: bool = False,
     ) -> bool:
         inserted = 0
+        one, each = (_INSERT_ONE_APART, _INSERT_EACH_APART) if apart else (_INSERT_ONE, INSERT_EACH)
         if self._needs_named_lock(connection):
             for row, outbox_id in zip(rows, outbox_ids):
                 inserted += connection.execute(
-                    _INSERT_ONE, {**row, "outbox_id": outbox_id, "crc": _crc(row["data"])}
+                    one, {**row, "outbox_id": outbox_id, "crc": _crc(row["data"])}
                 ).rowcount
             return inserted == len(rows)
         for given in _portions(rows, outbox_ids):
             inserted += connection.execute(
-                INSERT_EACH,
+                each,
                 {
                     "rows": "[%s]" % ",".join(given),
                     "published_at": rows[0]["published_at"],
@@ -159,6 +183,22 @@ class MySQL(Dialect):
                 },
             ).rowcount
         return inserted == len(rows)
+
+    def bring_back(self, connection: Connection, *, most: int) -> int:
+        if not self._needs_named_lock(connection):  # which has no NOWAIT either
+            connection.execute(_LOCK_LAST)
+        lock = _LOCK_APART if not self._named else text(_LOCK_APART.text.replace(" NOWAIT", ""))
+        positions = connection.execute(lock, {"most": most}).scalars().all()
+        if not positions:
+            return 0
+        last = {"last": max(positions)}
+        connection.execute(_BRING, last)
+        return int(connection.execute(_BROUGHT, last).rowcount)
+
+    def lock_events(self, connection: Connection, first: int, last: int) -> None:
+        # To wait here would keep the log's lock meanwhile, and with it everybody's events.
+        if not self._needs_named_lock(connection):
+            connection.execute(_LOCK_EVENTS, {"first": first, "last": last})
 
     def inexact(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_INEXACT).first()

@@ -197,7 +197,12 @@ class PostgreSQL(Dialect):
         return int(connection.execute(_DELETE, {"ids": list(ids)}).rowcount)
 
     def insert_events(
-        self, connection: Connection, rows: List[Dict[str, Any]], *, outbox_ids: Sequence[int]
+        self,
+        connection: Connection,
+        rows: List[Dict[str, Any]],
+        *,
+        outbox_ids: Sequence[int],
+        apart: bool = False,
     ) -> bool:
         if rows:
             connection.execute(_INSERT_EVENTS, {name: [row[name] for row in rows] for name in rows[0]})

@@ -1,9 +1,10 @@
 """The end of the log in a table of its own, while another session has the end of the first one locked.
 
-On MySQL and MariaDB a job that copies the events (``INSERT INTO archive SELECT * FROM legacy_poll_event``) at REPEATABLE
-READ, InnoDB's default, locks every row *and the place behind the last one* until its transaction ends. Nobody can
-insert there meanwhile, and nobody's events would arrive. So a move that has met such a lock puts its events apart, and
-so do all that follow, until they are brought back. Positions go on: what is apart is always behind what is not.
+On MySQL and MariaDB a job that copies the events (``INSERT INTO archive SELECT * FROM legacy_poll_event``) at
+REPEATABLE READ, InnoDB's default, locks every row *and the place behind the last one* until its transaction ends.
+Nobody can insert there meanwhile, and nobody's events would arrive. So a move that has met such a lock puts its events
+apart, and so do all that follow, until they are brought back. Positions go on: what is apart is always behind what is
+not.
 
 A read asks both tables in one statement, so it sees an event once also while it is brought back. Where nothing is
 apart, one table is asked.
@@ -69,7 +70,10 @@ def _count_in(both: bool) -> Any:
 
 
 def _last_in(both: bool) -> Any:
-    lasts = [select(func.max(table.c.position)).where(*_in_range(table)).scalar_subquery() for table in tables_of(both)]
+    lasts = [
+        select(func.max(table.c.position)).where(*_in_range(table)).scalar_subquery()
+        for table in tables_of(both)
+    ]
     return select(func.coalesce(lasts[1], lasts[0])) if both else select(lasts[0])
 
 

@@ -14,6 +14,7 @@ it is found in one of the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, FrozenSet, List, Sequence, Tuple
 
 from sqlalchemy import bindparam, delete, insert, or_, select, update
@@ -23,19 +24,21 @@ from ..cursors import check_of
 from ..database import Database
 from ..errors import InvalidEvent
 from ..events import ERASE_CHANNEL, ERASED_CHANNEL, RESERVED_PREFIX, encode_data, new_event_id
-from ..tables import event, outbox, set_aside
+from ..tables import apart, event, outbox, set_aside
+from .apart import tables_of, together
 
 __all__ = ["Erased", "What", "erase"]
 
 #: Events that one transaction erases.
 _ROWS = 500
-_ERASE = (
-    update(event)
-    .where(event.c.position == bindparam("at"))
+_ERASE: List[Any] = [
+    update(table)
+    .where(table.c.position == bindparam("at"))
     .values(
         id=bindparam("new_id"), channel=ERASED_CHANNEL, type="erased", data="null", mark=bindparam("new_mark")
     )
-)
+    for table in (apart, event)
+]
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def erase(database: Database, what: What, *, progress: Callable[[int], None] = l
     """
     waiting = database.write(lambda connection: _erase_waiting(database, connection, what))
     aside = database.write(lambda connection: _erase_set_aside(connection, what))
-    events, after = 0, 0
+    events, after, both = 0, 0, database.dialect.keeps_apart
     while True:
-        found = database.write(lambda connection, after=after: _erase_some(connection, what, after))  # type: ignore[misc]
+        found = database.write(partial(_erase_some, what=what, after=after, both=both))
         if not found:
             return Erased(events, waiting, aside)
         events, after = events + sum(1 for _, erased in found if erased), found[-1][0]
@@ -128,18 +131,22 @@ def _clauses(event_id: Any, channel: Any, what: What) -> List[Any]:
     return clauses
 
 
-def _erase_some(connection: Connection, what: What, after: int) -> List[Tuple[int, bool]]:
+def _erase_some(connection: Connection, what: What, after: int, *, both: bool) -> List[Tuple[int, bool]]:
     """Positions that fit, behind *after*, and whether the event there was erased now."""
-    clauses = _clauses(event.c.id, event.c.channel, what)
-    clauses += [event.c.position.between(first, last) for first, last in what.positions]
-    if not clauses:
+
+    def found_in(table: Any) -> Any:
+        clauses = _clauses(table.c.id, table.c.channel, what)
+        clauses += [table.c.position.between(first, last) for first, last in what.positions]
+        return (
+            select(table.c.position, table.c.id, table.c.channel, table.c.mark)
+            .where(table.c.position > after, or_(*clauses))
+            .order_by(table.c.position)
+            .limit(_ROWS)
+        )
+
+    if not (what.ids or what.channels or what.positions):
         return []
-    rows = connection.execute(
-        select(event.c.position, event.c.id, event.c.channel, event.c.mark)
-        .where(event.c.position > after, or_(*clauses))
-        .order_by(event.c.position)
-        .limit(_ROWS)
-    ).all()
+    rows = connection.execute(together(found_in, tables_of(both), limit=_ROWS)).all()
     found, chosen = [], []
     for row in rows:
         # Once more byte by byte, whatever the column's collation; and what is ours stays.
@@ -150,13 +157,12 @@ def _erase_some(connection: Connection, what: What, after: int) -> List[Tuple[in
         if fits:
             chosen.append(row)
     if chosen:
-        connection.execute(
-            _ERASE,
-            [
-                {"at": row[0], "new_id": new_event_id(), "new_mark": check_of(row[1], row[3])}
-                for row in chosen
-            ],
-        )
+        values = [
+            {"at": row[0], "new_id": new_event_id(), "new_mark": check_of(row[1], row[3])} for row in chosen
+        ]
+        # Those apart first: one that is being brought back is then waited for, and found in the other table.
+        for statement in _ERASE:
+            connection.execute(statement, values)
         connection.execute(
             insert(outbox).inline(),
             {

@@ -17,14 +17,14 @@ from typing import Optional
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.engine import Connection
 
-from ..tables import event, log
+from ..tables import apart, event, log
 
 __all__ = ["EMPTY", "Repaired", "damage", "repair"]
 
 _ADVICE = "; run: legacy-poll repair"
 #: What is said when there is no row.
 EMPTY = "legacy_poll_log is empty: nothing says where the log ends" + _ADVICE
-_LAST = select(func.max(event.c.position)).scalar_subquery()
+_LASTS = [select(func.max(table.c.position)).scalar_subquery() for table in (event, apart)]
 _FIRST = select(func.min(event.c.position)).scalar_subquery()
 
 
@@ -48,13 +48,14 @@ class Repaired:
 def damage(connection: Connection) -> Optional[str]:
     """What is wrong with the log's row, and the command that repairs it; None when nothing is."""
     # The bounds and the last position by one statement: between two, another worker's move would look like damage.
-    rows = connection.execute(select(log.c.head, log.c.oldest, _LAST)).all()
+    rows = connection.execute(select(log.c.head, log.c.oldest, *_LASTS)).all()
     if not rows:
         return EMPTY
     if len(rows) > 1:
         return "legacy_poll_log has %d rows, and a log has one%s" % (len(rows), _ADVICE)
-    head, oldest, last = rows[0]
-    if last is not None and last > head:
+    head, oldest = rows[0][:2]
+    last = max(rows[0][2] or 0, rows[0][3] or 0)
+    if last > head:
         return (
             "legacy_poll_log says that the log ends at position %d, and there are events up to %d: one of the two "
             "tables was loaded or restored without the other%s" % (head, last, _ADVICE)
@@ -74,8 +75,8 @@ def repair(connection: Connection) -> Repaired:
     rows = connection.execute(select(log.c.log_id, log.c.head, log.c.oldest)).all()
     if found is None:
         return Repaired(None, *rows[0])
-    first, last = connection.execute(select(_FIRST, _LAST)).one()
-    head = max([row[1] for row in rows] + [last or 0])
+    first, *lasts = connection.execute(select(_FIRST, *_LASTS)).one()
+    head = max([row[1] for row in rows] + [last or 0 for last in lasts])
     oldest = min([row[2] for row in rows] or [first or 1])
     repaired = Repaired(found, str(uuid.uuid4()), head, min(max(oldest, 1), head + 1))
     connection.execute(delete(log))

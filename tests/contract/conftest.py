@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from legacy_poll.schema import upgrade
-from legacy_poll.tables import event, log, outbox, set_aside, setting
+from legacy_poll.tables import apart, event, log, outbox, set_aside, setting
 from tests.contract.store import Store
 
 
@@ -57,7 +57,7 @@ class Shared:
             with create_engine(url, future=True, poolclass=NullPool).begin() as connection:
                 if server.name == "PostgreSQL":
                     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-                for table in (outbox, event, set_aside, setting):
+                for table in (outbox, event, apart, set_aside, setting):
                     connection.execute(table.delete())
                 connection.execute(log.update().values(head=0, oldest=1))
         except Exception:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.own_database
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {
+    "legacy_poll_apart",
     "legacy_poll_event",
     "legacy_poll_log",
     "legacy_poll_outbox",

@@ -148,6 +148,8 @@ class MemorySequencer:
         self.set_aside = ()
         self.holder = "pid 4711"
         self.asked = 0
+        self.brought = 0
+        self.apart = []
 
     def move(self, glance):
         if self.busy:
@@ -155,6 +157,10 @@ class MemorySequencer:
         rows, self._log.outbox = self._log.outbox[: self.most], self._log.outbox[self.most :]
         moved = tuple(self._log.append(channel) for channel in rows)
         return Moved(moved, self.set_aside, more=bool(self._log.outbox))
+
+    def bring_back(self):
+        self.brought += 1
+        return self.apart and self.apart.pop(0)
 
     def lock_holder(self):
         self.asked += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -824,3 +825,29 @@ def test_a_time_of_the_database_is_told_by_the_hosts_clock():
     now[0] -= 7200
     worker.step()
     assert worker.publisher.host_time_of("2026-01-02T03:04:06.678Z") == seconds_of(TIME) - 3599.0
+
+
+# Events that are apart.
+
+
+def test_what_is_apart_is_brought_back_as_soon_as_it_can_be(worker, told):
+    worker.settle()
+    worker.sequencer.apart = [0, 0, 500, 200]
+    glance = worker.log.glance
+    worker.log.glance = lambda: replace(glance(), apart_from=1 if worker.sequencer.apart else None)
+    worker.step()
+    assert worker.sequencer.brought == 1
+    worker.step()
+    assert worker.sequencer.brought == 1
+    for _ in range(2):
+        worker.clock.now += 3
+        worker.step()
+    assert worker.sequencer.brought == 3
+    worker.step()
+    assert worker.sequencer.apart == []
+    worker.clock.now += 3
+    worker.step()
+    assert worker.sequencer.brought == 4
+    said = [line for _, line in told() if "legacy_poll_apart" in line]
+    assert len(said) == 2
+    assert "locked by: pid 4711" in said[0]
