@@ -576,8 +576,13 @@ class EventLog:
             first = max(first, self._first_of_most(connection, bounds))
         seconds = self._settings.retention_seconds
         if seconds:
-            known = self._known_for.see(bounds.log_id, bounds.head, seconds)
-            first = max(first, min(known, bounds.head) + 1)
+            known = self._known_for.see(bounds.log_id, bounds.head, bounds.cursor.check, seconds)
+            if known is not None and known[0] >= first:
+                there = self._bounds(connection, known[0])[1]
+                if there[0] is not None and check_of(*there) == known[1]:
+                    first = known[0] + 1
+                elif there[0] is not None:
+                    self._known_for.forget()
             cutoff = earlier(now, seconds)
             upto = min(bounds.head, first + _WINDOW)
             young = connection.execute(

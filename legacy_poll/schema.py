@@ -14,7 +14,8 @@ import threading
 import time
 import uuid
 from dataclasses import replace
-from typing import Any, Iterator, List, Mapping, Optional
+from functools import partial
+from typing import Any, Callable, Iterator, List, Mapping, Optional
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection, Engine
@@ -179,7 +180,8 @@ def new_log(engine: Engine) -> str:
 
     def work(connection: Connection) -> None:
         if connection.execute(log.update().values(log_id=log_id)).rowcount != 1:
-            raise LogDamaged(repairing.damage(connection) or repairing.EMPTY)
+            both = database.dialect.keeps_apart
+            raise LogDamaged(repairing.damage(connection, both=both) or repairing.EMPTY)
 
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
@@ -213,7 +215,7 @@ def repair(engine: Engine) -> Repaired:
                 )
                 if found != REVISION:
                     return Repaired(_NAMELESS, "", 0, 1)
-            repaired = repairing.repair(connection)
+            repaired = repairing.repair(connection, both=database.dialect.keeps_apart)
             return replace(repaired, damage=repaired.damage or _NAMELESS) if nameless else repaired
 
     try:
@@ -239,7 +241,7 @@ def check(database: Database) -> Optional[str]:
         StorageUnavailable: The database failed.
     """
     warnings = [_check_version(database)]
-    damage = database.read(repairing.damage)
+    damage = database.read(_damage_of(database))
     if damage is not None:
         raise LogDamaged(damage)
     disorder = database.read(database.dialect.disorder)
@@ -279,8 +281,12 @@ def faults(database: Database) -> List[str]:
     Raises:
         StorageUnavailable: The database failed.
     """
-    asked = (repairing.damage, database.dialect.disorder, database.dialect.inexact)
+    asked = (_damage_of(database), database.dialect.disorder, database.dialect.inexact)
     return [each for each in map(database.read, asked) if each is not None]
+
+
+def _damage_of(database: Database) -> Callable[[Connection], Optional[str]]:
+    return partial(repairing.damage, both=database.dialect.keeps_apart)
 
 
 def version(database: Database) -> str:

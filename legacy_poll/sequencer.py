@@ -219,7 +219,8 @@ class Sequencer:
 
         if self._can(glance, with_made_up):
             return True
-        found = self._database.read(damage)
+        both = self._dialect.keeps_apart
+        found = self._database.read(lambda connection: damage(connection, both=both))
         if found is not None:
             raise LogDamaged(found)
         # A rule of somebody's may refuse what was made up, and not what waits.

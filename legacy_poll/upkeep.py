@@ -11,7 +11,8 @@ from . import schema
 from .database import Database
 from .errors import InvalidEvent, StorageUnavailable
 from .eventlog import EventLog
-from .tables import apart, event, outbox, set_aside
+from .storage.apart import tables_of
+from .tables import outbox, set_aside
 
 __all__ = ["Status", "status", "set_aside_rows", "retry", "drop"]
 
@@ -61,6 +62,8 @@ def status(database: Database, log: EventLog) -> Status:
         schema.check(database)  # says what to do
     glance = log.glance()
 
+    tables = tables_of(database.dialect.keeps_apart)
+
     def count(table: Any, *where: Any) -> int:
         query = select(func.count()).select_from(table).where(*where)
         return int(database.read(lambda connection: connection.execute(query).scalar()) or 0)
@@ -71,7 +74,7 @@ def status(database: Database, log: EventLog) -> Status:
         head=glance.head,
         oldest=glance.oldest,
         # Those that are there: it may be fewer than the positions say.
-        events=sum(count(table, table.c.position >= glance.oldest) for table in (event, apart)),
+        events=sum(count(table, table.c.position >= glance.oldest) for table in tables),
         waiting=count(outbox),
         set_aside=count(set_aside),
         now=glance.now,

@@ -88,29 +88,30 @@ class KnownFor:
     def __init__(self, *, clock: Callable[[], float] = elapsed_clock) -> None:
         self._clock = clock
         self._log_id = ""
-        self._seen: Deque[Tuple[float, int]] = deque()
+        self._seen: Deque[Tuple[float, int, str]] = deque()
 
-    def see(self, log_id: str, head: int, seconds: float) -> int:
+    def see(self, log_id: str, head: int, check: str, seconds: float) -> Optional[Tuple[int, str]]:
         """Notes the log's head.
 
         Args:
             log_id: Of the log; another one begins anew, and so does a head that went back.
             head: The last position given.
+            check: Of the event there: a restored log may have grown past it again meanwhile.
             seconds: How old is old.
 
         Returns:
-            The last position that has been known for *seconds*; 0 when none has.
+            The last position that has been known for *seconds*, and the check that it had; None when none has.
         """
         now = self._clock()
         if log_id != self._log_id or (self._seen and head < self._seen[-1][1]):
             self._log_id = log_id
             self._seen.clear()
         if not self._seen or now - self._seen[-1][0] >= seconds / _SAMPLES:
-            self._seen.append((now, head))
+            self._seen.append((now, head, check))
         while len(self._seen) > 1 and now - self._seen[1][0] > seconds:
             self._seen.popleft()
-        since, position = self._seen[0]
-        return position if now - since > seconds else 0
+        since, position, known = self._seen[0]
+        return (position, known) if now - since > seconds else None
 
     def forget(self) -> None:
         """Begins anew: the log is not the one that it was."""

@@ -161,7 +161,7 @@ def _erase_some(connection: Connection, what: What, after: int, *, both: bool) -
             {"at": row[0], "new_id": new_event_id(), "new_mark": check_of(row[1], row[3])} for row in chosen
         ]
         # Those apart first: one that is being brought back is then waited for, and found in the other table.
-        for statement in _ERASE:
+        for statement in _ERASE if both else _ERASE[1:]:
             connection.execute(statement, values)
         connection.execute(
             insert(outbox).inline(),

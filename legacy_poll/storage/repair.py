@@ -17,14 +17,15 @@ from typing import Optional
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.engine import Connection
 
-from ..tables import apart, event, log
+from ..tables import event, log
+from .apart import tables_of
 
 __all__ = ["EMPTY", "Repaired", "damage", "repair"]
 
 _ADVICE = "; run: legacy-poll repair"
 #: What is said when there is no row.
 EMPTY = "legacy_poll_log is empty: nothing says where the log ends" + _ADVICE
-_LASTS = [select(func.max(table.c.position)).scalar_subquery() for table in (event, apart)]
+_LASTS = [select(func.max(table.c.position)).scalar_subquery() for table in tables_of(True)]
 _FIRST = select(func.min(event.c.position)).scalar_subquery()
 
 
@@ -45,16 +46,22 @@ class Repaired:
     oldest: int
 
 
-def damage(connection: Connection) -> Optional[str]:
-    """What is wrong with the log's row, and the command that repairs it; None when nothing is."""
+def damage(connection: Connection, *, both: bool) -> Optional[str]:
+    """What is wrong with the log's row, and the command that repairs it; None when nothing is.
+
+    Args:
+        connection: Reads.
+        both: Events may be apart.
+    """
+    lasts = _LASTS if both else _LASTS[:1]
     # The bounds and the last position by one statement: between two, another worker's move would look like damage.
-    rows = connection.execute(select(log.c.head, log.c.oldest, *_LASTS)).all()
+    rows = connection.execute(select(log.c.head, log.c.oldest, *lasts)).all()
     if not rows:
         return EMPTY
     if len(rows) > 1:
         return "legacy_poll_log has %d rows, and a log has one%s" % (len(rows), _ADVICE)
     head, oldest = rows[0][:2]
-    last = max(rows[0][2] or 0, rows[0][3] or 0)
+    last = max(each or 0 for each in rows[0][2:])
     if last > head:
         return (
             "legacy_poll_log says that the log ends at position %d, and there are events up to %d: one of the two "
@@ -69,13 +76,13 @@ def damage(connection: Connection) -> Optional[str]:
     return None
 
 
-def repair(connection: Connection) -> Repaired:
+def repair(connection: Connection, *, both: bool) -> Repaired:
     """Makes the log's row fit the events; a write transaction is open, and no other repair or upgrade runs."""
-    found = damage(connection)
+    found = damage(connection, both=both)
     rows = connection.execute(select(log.c.log_id, log.c.head, log.c.oldest)).all()
     if found is None:
         return Repaired(None, *rows[0])
-    first, *lasts = connection.execute(select(_FIRST, *_LASTS)).one()
+    first, *lasts = connection.execute(select(_FIRST, *(_LASTS if both else _LASTS[:1]))).one()
     head = max([row[1] for row in rows] + [last or 0 for last in lasts])
     oldest = min([row[2] for row in rows] or [first or 1])
     repaired = Repaired(found, str(uuid.uuid4()), head, min(max(oldest, 1), head + 1))

@@ -339,7 +339,9 @@ def test_a_user_without_rights_is_told_what_to_grant(store, engine, database_ser
 @two_writers
 def test_a_user_with_the_rights_on_our_tables_alone_can_do_everything(store, engine, make_store, leave):
     user = "only_ours"
-    names = ("outbox", "event", "log", "set_aside", "setting", "version")
+    names = ["outbox", "event", "log", "set_aside", "setting", "version"]
+    if engine.dialect.name == "mysql":
+        names.append("apart")  # the others never ask for it
     if engine.dialect.name == "postgresql":
         run(
             engine,

@@ -302,3 +302,36 @@ def test_what_was_known_of_a_log_is_forgotten_when_it_is_another(make_store):
 def moved(time, **by):
     moment = datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ") + timedelta(**by)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000)
+
+
+def test_nothing_is_trimmed_by_what_was_known_of_the_log_before_it_was_restored(make_store):
+    """Nobody has told this worker, and the log has grown past what it knew by its next trim."""
+    passed = Clock()
+    store, other = make_store(retention_seconds=3600), make_store()
+    store.log._known_for = KnownFor(clock=passed)
+    filled(store, 10)
+    now = store.log.glance().now
+    store.log.trim(now)
+    run(store.engine, "DELETE FROM legacy_poll_event WHERE position > 8")
+    run(store.engine, "UPDATE legacy_poll_log SET head = 8")
+    other.publish(*range(20))
+    other.drain()
+    passed.now += 3700
+    for _ in range(2):
+        assert store.log.trim(now).deleted == 0
+    assert len(store.data()) == 28
+
+
+def test_what_was_known_at_a_place_that_is_gone_trims_nothing(make_store):
+    passed = Clock()
+    store = make_store(retention_seconds=3600)
+    store.log._known_for = KnownFor(clock=passed)
+    filled(store, 10)
+    now = store.log.glance().now
+    store.log.trim(now)
+    run(store.engine, "DELETE FROM legacy_poll_event WHERE position = 10")
+    store.publish(11)
+    store.drain()
+    passed.now += 3700
+    assert store.log.trim(now).deleted == 0
+    assert store.data() == list(range(1, 10)) + [11]

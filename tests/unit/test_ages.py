@@ -123,36 +123,37 @@ def test_a_time_of_any_year_is_text_that_sorts(seconds, expected):
 def test_a_position_is_old_when_it_has_been_known_for_as_long():
     clock = Clock()
     known = KnownFor(clock=clock)
-    assert known.see("log", 10, 100) == 0
+    assert known.see("log", 10, "a", 100) is None
     clock.now += 50
-    assert known.see("log", 20, 100) == 0
+    assert known.see("log", 20, "b", 100) is None
     clock.now += 51
-    assert known.see("log", 30, 100) == 10
+    assert known.see("log", 30, "c", 100) == (10, "a")
     clock.now += 50
-    assert known.see("log", 30, 100) == 20
+    assert known.see("log", 30, "c", 100) == (20, "b")
 
 
 @pytest.mark.parametrize("log_id, head", [("another", 40), ("log", 5)])
 def test_what_is_known_is_of_one_log_that_never_goes_back(log_id, head):
     clock = Clock()
     known = KnownFor(clock=clock)
-    known.see("log", 10, 100)
+    known.see("log", 10, "a", 100)
     clock.now += 90
-    known.see(log_id, head, 100)
+    known.see(log_id, head, "b", 100)
     clock.now += 20
-    assert known.see(log_id, 50, 100) == 0
+    assert known.see(log_id, 50, "c", 100) is None
     clock.now += 81
-    assert known.see(log_id, 60, 100) == head
+    assert known.see(log_id, 60, "d", 100) == (head, "b")
 
 
 def test_what_is_known_is_bounded_and_never_too_much():
-    clock, known, told = Clock(), KnownFor(clock=Clock()), []
-    known._clock = clock
+    clock, told = Clock(), []
+    known = KnownFor(clock=clock)
     for step in range(5000):
         clock.now += 0.5
         told.append((clock.now, step))
-        position = known.see("log", step, 100)
+        found = known.see("log", step, str(step), 100)
         old = [each for when, each in told if clock.now - when > 100]
-        assert position <= (old[-1] if old else 0)
+        assert found is None or found[0] <= old[-1]
         assert len(known._seen) <= 70
-    assert position > 5000 - 220
+    assert found[0] > 5000 - 220
+    assert found[1] == str(found[0])
