@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable, FrozenSet, Optional
+from typing import Callable, FrozenSet, Optional, Tuple
 
 from sqlalchemy.engine import Connection
 
@@ -73,6 +73,7 @@ class Backlog:
         self._began_at = self._swept_at = clock()
         self._last_id_sql = ""
         self._last_id = NO_MARK
+        self._life = ""
         #: Looks start at this id.
         self.mark = NO_MARK
 
@@ -101,14 +102,21 @@ class Backlog:
         if self.mark == NO_MARK or moment is None:
             return True
         snapshot, _, last_id = moment.partition("/")
-        if last_id and int(last_id) < self._last_id:
-            self.reset()
+        if self._went_back(last_id):
             return True
-        self._last_id = int(last_id or self._last_id)
         if self._dialect.has_ended(snapshot, self._suspects):
             return True
         took = self._swept_at - self._began_at
         return self._clock() - self._swept_at >= max(_SWEEP_SECONDS, _SWEEP_SHARE * took)
+
+    def _went_back(self, said: str) -> bool:
+        """Takes in what the sequence says; if it was set back, there is no mark any more."""
+        last_id, life = _parsed(said)
+        if last_id < self._last_id or life != self._life:
+            self.reset()
+            return True
+        self._last_id = last_id
+        return False
 
     def before_sweep(self, connection: Connection) -> None:
         """Finds out whether the candidate can become the mark with the sweep that follows."""
@@ -116,11 +124,8 @@ class Backlog:
         self._ready = None
         if self._candidate is None:
             return
-        last_id = int(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
-        if last_id < self._last_id:
-            self.reset()
+        if self._went_back(str(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))):
             return
-        self._last_id = last_id
         found = self._dialect.open_writers(connection)
         # A prepared transaction goes under another name than it was listed by.
         still = [
@@ -177,5 +182,11 @@ class Backlog:
         if not self._last_id_sql:
             return
         if self.mark == NO_MARK:
-            self._last_id = int(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
+            said = str(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
+            self._last_id, self._life = _parsed(said)
         self._candidate = _Candidate(last_id + 1, frozenset(self._dialect.open_writers(connection)))
+
+
+def _parsed(said: str) -> Tuple[int, str]:
+    last_id, _, life = said.partition("/")
+    return int(last_id), life

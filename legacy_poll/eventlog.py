@@ -24,7 +24,7 @@ from .backlog import NO_MARK, Backlog
 from .config import Settings
 from .cursors import Cursor, check_of, short_log
 from .database import Database
-from .errors import BacklogTooLarge, CursorExpired, CursorUnknown, LogDamaged, SchemaMissing, StorageBusy
+from .errors import BacklogTooLarge, CursorExpired, CursorUnknown, LogDamaged, StorageBusy, StorageUnavailable
 from .events import (
     REVOKE_CHANNEL,
     Batch,
@@ -37,7 +37,7 @@ from .events import (
 )
 from .storage.ages import KnownFor, earlier
 from .storage.apart import at_position, count_in, first_apart, last_beginning_in, last_in, tables_of, together
-from .storage.repair import EMPTY
+from .storage.repair import EMPTY, misplaced
 from .tables import event, log, outbox
 
 __all__ = ["EventLog", "Bounds", "Glance", "Trimmed", "append", "append_revocation"]
@@ -249,11 +249,12 @@ class EventLog:
             row = self._database.read(
                 lambda connection: connection.execute(query, {"mark": backlog.mark}).first()
             )
-        except SchemaMissing:
-            backlog.reset()  # perhaps it is the sequence that is missing
+        except StorageUnavailable:
+            backlog.reset()  # perhaps it is the sequence that is missing, or may not be seen any more
             raise
         if row is None:
             raise LogDamaged(EMPTY)
+        _check_place(row[1], row[2])
         marked = backlog.mark != NO_MARK
         sweep = backlog.needs_sweep(row[6])
         # With a mark, only a sweep can tell that there is nothing.
@@ -486,6 +487,7 @@ class EventLog:
         row = connection.execute(self._bounds_at, {"at": position}).first()
         if row is None:
             raise LogDamaged(EMPTY)
+        _check_place(row[1], row[2])
         return Bounds(*row[:6]), (row[6], row[7])
 
     def read_new(
@@ -637,6 +639,13 @@ class EventLog:
             delete(event).where(event.c.position >= rows[0][0], event.c.position <= rows[-1][0])
         )
         return int(result.rowcount)
+
+
+def _check_place(head: int, oldest: int) -> None:
+    # Before anything goes by it: a trim would delete what is young, and every reader would be told again and again.
+    found = misplaced(head, oldest)
+    if found is not None:
+        raise LogDamaged(found)
 
 
 def _verify(cursor: Cursor, bounds: Bounds, there: Tuple[Optional[str], Optional[str]]) -> None:

@@ -50,10 +50,16 @@ class Revocations:
         Returns:
             Whose right was revoked since the last load, as far as this worker had not noted it.
         """
-        last = {subject: event for event in events for subject in [_says(event)[0]] if subject is not None}
+        last: Dict[str, Event] = {}
+        times: Dict[str, float] = {}
+        for event in events:
+            subject = _says(event)[0]
+            if subject is not None:
+                last[subject] = event
+                times[subject] = max(self._moment_of(event), times.get(subject, 0.0))
         new = [subject for subject, event in last.items() if self._ids.get(subject) != event.id]
         for subject in new:
-            self._take(subject, last[subject])
+            self._take(subject, last[subject], times[subject])
         self._loaded_to = upto
         self.loaded = True
         return new
@@ -67,12 +73,14 @@ class Revocations:
         subject = _says(event)[0]
         if subject is None or event.position <= self._loaded_to:
             return None
-        self._take(subject, event)
+        self._take(subject, event, self._moment_of(event))
         return subject
 
-    def _take(self, subject: str, event: Event) -> None:
+    def _moment_of(self, event: Event) -> float:
         at = _says(event)[1]
-        moment = self._host_time_of(event.time) if at is None else at
+        return self._host_time_of(event.time) if at is None else at
+
+    def _take(self, subject: str, event: Event, moment: float) -> None:
         with self._lock:
             self.serial += 1
             self._by_subject[subject] = self.serial

@@ -26,7 +26,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
-from sqlalchemy import bindparam, case, insert, literal_column, null, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, literal_column, null, or_, select, update
 from sqlalchemy.engine import Connection
 
 from .backlog import NO_MARK, Backlog
@@ -49,7 +49,7 @@ from .events import (
 )
 from .storage.apart import tables_of
 from .storage.repair import damage
-from .tables import apart, event, log, outbox, set_aside
+from .tables import event, log, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
 
@@ -59,11 +59,14 @@ _AIM_BYTES = 8 * 1024 * 1024
 #: Data of a row that is set aside is kept whole up to this, bytes; of larger ones, and of the names, the beginning is.
 _COPY_BYTES = 8 * 1024 * 1024
 _START_CHARACTERS = 1000
-_PROBE_DATA = "null"
 #: How often a row must fail by itself, while another would not, before it is set aside.
 _REFUSALS = 3
 #: Rows behind one that fails that are tried in its place.
 _OTHERS = 10
+#: Most bytes of data of an event on a channel of ours, whatever the limit for others is.
+_OURS_BYTES = 65_536
+#: Among so many of the newest events code of an older version shows.
+_NEWEST_EVENTS = 1000
 _ADVANCE = update(log).values(head=bindparam("new_head"))
 
 
@@ -129,7 +132,8 @@ class Sequencer:
         self._looks: Dict[str, Any] = {}
         size: Any = literal_column(self._dialect.size_of("data"))
         # What is too large is set aside by the database itself, without coming here.
-        data = case((size <= self._max_bytes, outbox.c.data), else_=null())
+        ours = and_(outbox.c.channel.in_((REVOKE_CHANNEL, ERASE_CHANNEL)), size <= _OURS_BYTES)
+        data = case((or_(size <= self._max_bytes, ours), outbox.c.data), else_=null())
         names = [self._cut(name, 4 * MAX_NAME, MAX_NAME + 1) for name in ("event_id", "channel", "type")]
         self._rows_of = select(outbox.c.id, *names, data, size).order_by(outbox.c.id)
         self._look_again = self._rows_of.where(outbox.c.id.in_(bindparam("ids", expanding=True)))
@@ -169,13 +173,15 @@ class Sequencer:
             except _Busy:
                 return Moved(busy=True)
             except StorageBusy:
-                if not self._dialect.keeps_apart or self._is_apart(glance):
+                if not self._dialect.keeps_apart or self._is_apart(glance) or self._is_mixed():
                     return Moved(busy=True, blocked=True)
                 # Somebody has the end of the log locked: what comes goes apart, until it can be brought back.
                 self._apart_at = glance.head
-            except SchemaMissing:
-                raise
             except StorageUnavailable as error:
+                # Perhaps it is the mark's own questions that cannot be asked any more.
+                self._backlog.reset()
+                if isinstance(error, SchemaMissing):
+                    raise
                 # Perhaps there was more to do than the time that a move may take allows: less then.
                 self._rows = self._ceiling = max(1, self._tried // 2)
                 if not self._works_for_another(glance):
@@ -183,7 +189,9 @@ class Sequencer:
                 # From the first row on, so that the one which stays is the one that is set aside.
                 glance = replace(glance, sweep=True)
                 if self._tried == 1 and self._is_refused_again():
-                    return self._refuse(glance, error)
+                    refused = self._refuse(glance, error)
+                    if refused is not None:
+                        return refused
 
     def _move(self, glance: Glance) -> Moved:
         rows, swept = self._database.read(lambda connection: self._read(connection, glance))
@@ -210,12 +218,12 @@ class Sequencer:
 
     def _works_for_another(self, glance: Glance) -> bool:
         """Whether the database would take another event at this moment: tried, and undone. If in doubt, not."""
-        made_up = Event(glance.head + 1, "probe", "probe", DEFAULT_TYPE, _PROBE_DATA, glance.now, new_mark())
 
         def with_made_up(connection: Connection) -> None:
-            connection.execute(insert(set_aside).values(reason="probe"))
-            connection.execute(insert(self._table(glance)).values(**_columns(made_up)))
-            connection.execute(_ADVANCE, {"new_head": glance.head + 1})
+            # All that is done to a row, on one that breaks no rule of ours.
+            made: Any = connection.execute(insert(outbox).values(channel="probe", data="null"))
+            rows: Any = connection.execute(self._look_again, {"ids": [made.inserted_primary_key[0]]}).all()
+            self._try_out(connection, self._judge(connection, rows, glance), glance)
 
         if self._can(glance, with_made_up):
             return True
@@ -225,9 +233,15 @@ class Sequencer:
             raise LogDamaged(found)
         # A rule of somebody's may refuse what was made up, and not what waits.
         return any(
-            self._can(glance, lambda connection, judged=judged: self._put(connection, judged, glance))  # type: ignore[misc]
+            self._can(glance, lambda connection, judged=judged: self._try_out(connection, judged, glance))  # type: ignore[misc]
             for judged in self._others(glance)
         )
+
+    def _try_out(self, connection: Connection, judged: _Judged, glance: Glance) -> None:
+        if not judged.fit:
+            raise _Busy
+        connection.execute(self._set_aside, {"outbox_id": judged.fit_rows[0], "why": "probe"})
+        self._put(connection, judged, glance)
 
     def _can(self, glance: Glance, work: Callable[[Connection], None]) -> bool:
         """Whether *work* can be done under the lock; it is undone in any case."""
@@ -274,34 +288,34 @@ class Sequencer:
         self._refused = (first, times + 1 if first == before else 1)
         return first is not None and self._refused[1] >= _REFUSALS
 
-    def _refuse(self, glance: Glance, error: StorageUnavailable) -> Moved:
-        """Sets the row aside that the database refuses."""
-        outbox_id, _ = self._refused
-        self._refused = (None, 0)
+    def _refuse(self, glance: Glance, error: StorageUnavailable) -> Optional[Moved]:
+        """Sets the row aside that the database refuses; None when it could not be copied either, this time."""
+        outbox_id, times = self._refused
         assert outbox_id is not None
         reason = "the database refuses it: %s" % error
+        # By reference alone only when its copy has failed as often as its move: what is not copied is gone.
+        is_whole = times < 2 * _REFUSALS
 
-        def work(connection: Connection, whole: bool) -> None:
+        def work(connection: Connection) -> None:
             self._dialect.begin_move(connection)
             if not self._dialect.lock_log(connection, glance.head):
                 raise _Busy
-            if whole:
+            if is_whole:
                 connection.execute(self._set_aside, {"outbox_id": outbox_id, "why": reason})
             else:
-                # By reference alone: not even its copy within the database is to be had.
                 connection.execute(insert(set_aside).values(outbox_id=outbox_id, reason=reason, cut_from=0))
             if self._dialect.delete_outbox(connection, [outbox_id]) != 1:
                 raise _Busy
 
         try:
-            try:
-                self._database.write(lambda connection: work(connection, True))
-            except StorageBusy:
-                raise
-            except StorageUnavailable:
-                self._database.write(lambda connection: work(connection, False))
+            self._database.write(work)
         except (_Busy, StorageBusy):
             return Moved(busy=True)
+        except StorageUnavailable:
+            if is_whole:
+                return None
+            raise
+        self._refused = (None, 0)
         return Moved(set_aside=((outbox_id, reason),), more=True)
 
     def _cut(self, name: str, most_bytes: int, characters: int) -> Any:
@@ -335,12 +349,15 @@ class Sequencer:
         except StorageBusy:
             return 0
 
+    def _is_mixed(self) -> bool:
+        """Whether code that knows nothing of events that are apart may serve beside this: it gives no marks."""
+        newest = select(event.c.mark).order_by(event.c.position.desc()).limit(_NEWEST_EVENTS).subquery()
+        unmarked = select(func.count()).select_from(newest).where(newest.c.mark.is_(None))
+        return bool(self._database.read(lambda connection: connection.execute(unmarked).scalar()))
+
     def _is_apart(self, glance: Glance) -> bool:
         """Whether the next event goes apart: as the last one did, or since its place was found locked."""
         return glance.apart_from is not None or self._apart_at == glance.head
-
-    def _table(self, glance: Glance) -> Any:
-        return apart if self._is_apart(glance) else event
 
     def lock_holder(self) -> Optional[str]:
         """Who holds the log's lock, for the operator; None when nobody does, or it cannot be told."""
@@ -392,12 +409,13 @@ class Sequencer:
         _, event_id, channel, type_, data, size = row
         if data is None and size is not None:
             raise EventTooLarge(size, self._max_bytes)
+        is_ours = _is_ours(channel, data)
         return Event(
             position,
             check_event_id(event_id),
-            channel if _is_ours(channel, data) else check_name("channel", channel),
+            channel if is_ours else check_name("channel", channel),
             check_name("type", DEFAULT_TYPE if type_ is None else type_),
-            check_data(data, max_bytes=self._max_bytes),
+            check_data(data, max_bytes=max(self._max_bytes, _OURS_BYTES) if is_ours else self._max_bytes),
             now,
             mark,
         )

@@ -96,29 +96,51 @@ def make_one_row():
     )
 
 
+def missing(kind, table, name=None):
+    """Whether a step is yet to be done: where every statement commits by itself, an upgrade may have ended half-way."""
+    if context.is_offline_mode():
+        return True
+    found = sa.inspect(op.get_bind())
+    if not found.has_table(table):
+        return True
+    if kind == "table":
+        return False
+    things = found.get_columns(table) if kind == "column" else found.get_indexes(table)
+    return name not in {each["name"] for each in things}
+
+
 def upgrade():
     if not context.is_offline_mode():
         make_one_row()
-    # In SQL, since alembic would add the rule apart from the column, which SQLite cannot.
-    op.execute(
-        "ALTER TABLE legacy_poll_log ADD COLUMN one_row SMALLINT DEFAULT 1 NOT NULL CHECK (one_row = 1)"
-    )
-    op.create_index("legacy_poll_log_one_row", "legacy_poll_log", ["one_row"], unique=True)
-    op.add_column("legacy_poll_event", sa.Column("mark", sa.String(8)))
-    op.add_column("legacy_poll_set_aside", sa.Column("cut_from", sa.BigInteger))
-    op.create_table(
-        "legacy_poll_apart",
-        sa.Column("position", BIG, primary_key=True, autoincrement=False),
-        sa.Column("id", sa.String(100), nullable=False),
-        sa.Column("channel", sa.String(200), nullable=False),
-        sa.Column("type", sa.String(200), nullable=False),
-        sa.Column("data", LONG, nullable=False),
-        sa.Column("published_at", sa.String(24), nullable=False),
-        sa.Column("mark", sa.String(8)),
-        **OPTIONS,
-    )
-    op.create_index("legacy_poll_apart_channel", "legacy_poll_apart", ["channel", "position"])
-    op.create_index("legacy_poll_apart_id", "legacy_poll_apart", ["id"])
+    if missing("column", "legacy_poll_log", "one_row"):
+        # In SQL, since alembic would add the rule apart from the column, which SQLite cannot.
+        op.execute(
+            "ALTER TABLE legacy_poll_log ADD COLUMN one_row SMALLINT DEFAULT 1 NOT NULL CHECK (one_row = 1)"
+        )
+    if missing("index", "legacy_poll_log", "legacy_poll_log_one_row"):
+        op.create_index("legacy_poll_log_one_row", "legacy_poll_log", ["one_row"], unique=True)
+    if missing("column", "legacy_poll_event", "mark"):
+        op.add_column("legacy_poll_event", sa.Column("mark", sa.String(8)))
+    if missing("column", "legacy_poll_set_aside", "cut_from"):
+        op.add_column("legacy_poll_set_aside", sa.Column("cut_from", sa.BigInteger))
+    if missing("table", "legacy_poll_apart"):
+        op.create_table(
+            "legacy_poll_apart",
+            sa.Column("position", BIG, primary_key=True, autoincrement=False),
+            sa.Column("id", sa.String(100), nullable=False),
+            sa.Column("channel", sa.String(200), nullable=False),
+            sa.Column("type", sa.String(200), nullable=False),
+            sa.Column("data", LONG, nullable=False),
+            sa.Column("published_at", sa.String(24), nullable=False),
+            sa.Column("mark", sa.String(8)),
+            **OPTIONS,
+        )
+    for name, columns in (
+        ("legacy_poll_apart_channel", ["channel", "position"]),
+        ("legacy_poll_apart_id", ["id"]),
+    ):
+        if missing("index", "legacy_poll_apart", name):
+            op.create_index(name, "legacy_poll_apart", columns)
     replace_trigger(trigger())
 
 
@@ -136,6 +158,8 @@ def downgrade():
         ("legacy_poll_event", "mark"),
         ("legacy_poll_set_aside", "cut_from"),
     ):
-        with op.batch_alter_table(table) as batch:
+        with op.batch_alter_table(
+            table, table_kwargs={"sqlite_autoincrement": column == "cut_from"}
+        ) as batch:
             batch.drop_column(column)
     replace_trigger(first_trigger())

@@ -106,7 +106,10 @@ class Dialect:
     snapshot_sql = ""
 
     def last_id_sql(self, connection: Connection) -> str:
-        """SQL for the last id that the outbox's sequence gave out; empty where it cannot be seen."""
+        """SQL for the last id that the outbox's sequence gave out, and which life of it that is, as ``id/life``.
+
+        Empty where it cannot be seen.
+        """
         return ""
 
     def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:

@@ -138,7 +138,13 @@ class PostgreSQL(Dialect):
 
     def last_id_sql(self, connection: Connection) -> str:
         row = connection.execute(_SEQUENCE).first()
-        return "(SELECT last_value FROM %s)" % row[0] if row is not None and row[1] else ""
+        if row is None or not row[1]:
+            return ""
+        # Its file is another one after RESTART and TRUNCATE, also when the value has passed where it was.
+        return "(SELECT last_value || '/' || coalesce(pg_relation_filenode('%s'), 0) FROM %s)" % (
+            row[0].replace("'", "''"),
+            row[0],
+        )
 
     def disorder(self, connection: Connection) -> Optional[str]:
         row = connection.execute(_SEQUENCE).first()

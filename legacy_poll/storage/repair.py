@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from ..tables import event, log
 from .apart import tables_of
 
-__all__ = ["EMPTY", "Repaired", "damage", "repair"]
+__all__ = ["EMPTY", "Repaired", "damage", "misplaced", "repair"]
 
 _ADVICE = "; run: legacy-poll repair"
 #: What is said when there is no row.
@@ -67,25 +67,32 @@ def damage(connection: Connection, *, both: bool) -> Optional[str]:
             "legacy_poll_log says that the log ends at position %d, and there are events up to %d: one of the two "
             "tables was loaded or restored without the other%s" % (head, last, _ADVICE)
         )
-    if not 1 <= oldest <= head + 1:
-        return "legacy_poll_log says that a log which ends at position %d begins at %d%s" % (
-            head,
-            oldest,
-            _ADVICE,
-        )
-    return None
+    return misplaced(head, oldest)
+
+
+def misplaced(head: int, oldest: int) -> Optional[str]:
+    """What is wrong with a log that begins and ends there; None when nothing is."""
+    if 1 <= oldest <= head + 1:
+        return None
+    return "legacy_poll_log says that a log which ends at position %d begins at %d%s" % (
+        head,
+        oldest,
+        _ADVICE,
+    )
 
 
 def repair(connection: Connection, *, both: bool) -> Repaired:
     """Makes the log's row fit the events; a write transaction is open, and no other repair or upgrade runs."""
+    # Locked first: what a move does meanwhile would look like damage, or be undone by the repair.
+    rows = connection.execute(select(log.c.log_id, log.c.head, log.c.oldest).with_for_update()).all()
     found = damage(connection, both=both)
-    rows = connection.execute(select(log.c.log_id, log.c.head, log.c.oldest)).all()
     if found is None:
         return Repaired(None, *rows[0])
     first, *lasts = connection.execute(select(_FIRST, *(_LASTS if both else _LASTS[:1]))).one()
     head = max([row[1] for row in rows] + [last or 0 for last in lasts])
-    oldest = min([row[2] for row in rows] or [first or 1])
-    repaired = Repaired(found, str(uuid.uuid4()), head, min(max(oldest, 1), head + 1))
+    # What cannot be is no reason to delete anything: then all that is there is retained.
+    oldest = min([row[2] for row in rows if 1 <= row[2] <= head + 1] or [first or head + 1])
+    repaired = Repaired(found, str(uuid.uuid4()), head, oldest)
     connection.execute(delete(log))
     connection.execute(insert(log).values(log_id=repaired.log_id, head=repaired.head, oldest=repaired.oldest))
     return repaired

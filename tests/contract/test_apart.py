@@ -179,3 +179,16 @@ def test_a_worker_that_is_killed_while_it_brings_them_back_leaves_each_in_one_pl
     assert store.data() == [1, 2, 3, 4, 5]
     assert bring_back(store) == 2
     assert store.data() == [1, 2, 3, 4, 5]
+
+
+def test_nothing_goes_apart_while_code_may_serve_that_knows_nothing_of_it(store, report, engine):
+    """A worker of an older version would pass over it: it shows by events without a mark."""
+    report.rollback()
+    run(engine, "UPDATE legacy_poll_event SET mark = NULL WHERE position = 2")
+    report.exec_driver_sql("INSERT INTO archive SELECT * FROM legacy_poll_event")
+    store.publish(4)
+    moved = store.move()
+    assert (moved.busy, moved.blocked, store.count(apart)) == (True, True, 0)
+    report.rollback()
+    store.drain()
+    assert store.data() == [1, 2, 3, 4]

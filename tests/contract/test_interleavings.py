@@ -16,6 +16,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from legacy_poll.backlog import NO_MARK
+from legacy_poll.errors import StorageUnavailable
 from legacy_poll.eventlog import append
 from tests.contract.store import Store, between, run, series
 from tests.contract.test_publish import shop_order
@@ -425,6 +426,64 @@ def test_what_was_known_of_ids_is_forgotten_with_the_log(set_back):
     set_back.log.begin_anew()
     assert set_back.backlog.mark == NO_MARK
     assert set_back.log.glance().sweep
+
+
+@postgresql
+def test_a_sequence_that_was_set_back_and_has_passed_the_mark_again_tears_no_transaction(set_back, begin):
+    """All of it between two looks, in one transaction."""
+    torn = begin()
+    torn.exec_driver_sql(RESET["to the beginning"])
+    for number in range(60):
+        append(torn, "torn", number)
+    torn.commit()
+    set_back.drain()
+    assert set_back.data(channels=["torn"]) == list(range(60))
+
+
+@postgresql
+@pytest.mark.parametrize(
+    "change",
+    [
+        "REVOKE ALL ON SEQUENCE legacy_poll_outbox_id_seq FROM poll_server",
+        "ALTER SEQUENCE legacy_poll_outbox_id_seq RENAME TO another",
+    ],
+)
+@pytest.mark.parametrize("moment", ["mark", "candidate"])
+def test_a_sequence_that_cannot_be_seen_any_more_costs_one_look(
+    make_store, engine, database_url, change, moment
+):
+    run(engine, "DROP ROLE IF EXISTS poll_server")
+    run(engine, "CREATE ROLE poll_server LOGIN")
+    theirs = create_engine(make_url(database_url).set(username="poll_server"), future=True)
+    try:
+        for table in ("outbox", "event", "log", "set_aside", "setting", "version"):
+            run(engine, "GRANT SELECT, INSERT, UPDATE, DELETE ON legacy_poll_%s TO poll_server" % table)
+        run(engine, "GRANT SELECT ON SEQUENCE legacy_poll_outbox_id_seq TO poll_server")
+        store = make_store(theirs, mark_rows=10, clock=lambda: 0.0)
+        for _ in range(3 if moment == "mark" else 1):
+            run(engine, series(engine, 10))
+            store.move()
+        assert (store.backlog.mark != NO_MARK) == (moment == "mark")
+        run(engine, change)
+        failures = 0
+        for number in range(30):
+            store.publish(number)
+            try:
+                store.move()
+            except StorageUnavailable:
+                failures += 1
+        store.move()
+        assert failures <= 1
+        assert store.data(channels=["orders"]) == list(range(30))
+        assert (store.backlog.mark == NO_MARK) == ("REVOKE" in change)
+        assert store.set_aside() == []
+        store.close()
+    finally:
+        theirs.dispose()
+        if "RENAME" in change:
+            run(engine, "ALTER SEQUENCE another RENAME TO legacy_poll_outbox_id_seq")
+        run(engine, "DROP OWNED BY poll_server")
+        run(engine, "DROP ROLE poll_server")
 
 
 # Other sessions' locks.

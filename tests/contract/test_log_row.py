@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 
 import pytest
+from sqlalchemy import event as listening
 from sqlalchemy import inspect, text
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from legacy_poll import schema
-from legacy_poll.errors import CursorUnknown, LogDamaged, SchemaMissing
+from legacy_poll.errors import CursorUnknown, LogDamaged, SchemaMissing, StorageUnavailable
 from tests.contract.store import one_writer, run, two_writers
 from tests.servers import database_name
 
@@ -275,3 +278,79 @@ def test_a_version_that_was_emptied_with_all_tables_is_told_and_repaired(store, 
     assert schema.repair(engine).damage is not None
     assert schema.version(store.database) == schema.REVISION
     at_work(store)
+
+
+@two_writers
+def test_a_repair_waits_for_a_move_that_is_under_way(store, make_store, engine, begin):
+    """It had read the bounds before, and written back a head below what the move committed."""
+    store.publish(1, 2, 3)
+    store.drain()
+    run(engine, "UPDATE legacy_poll_log SET oldest = 900")
+    mover = begin()
+    mover.execute(text("SELECT head FROM legacy_poll_log FOR UPDATE"))
+    done = []
+    repairing = threading.Thread(target=lambda: done.append(schema.repair(engine)))
+    repairing.start()
+    mover.execute(
+        text(
+            "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at)"
+            " VALUES (4, 'by-a-move', 'orders', 'message', '4', '2026-01-01T00:00:00.000Z')"
+        )
+    )
+    mover.execute(text("UPDATE legacy_poll_log SET head = 4"))
+    mover.commit()
+    repairing.join(60)
+    assert (done[0].head, done[0].oldest) == (4, 1)
+    assert store.data() == [1, 2, 3, 4]
+
+
+def test_a_beginning_that_cannot_be_is_no_reason_to_delete_anything(make_store, engine):
+    store = make_store(retention_seconds=3600)
+    store.publish(*range(50))
+    store.drain()
+    run(engine, "UPDATE legacy_poll_log SET oldest = 52")
+    for ask in (store.log.glance, store.log.bounds, lambda: store.log.trim("2999-01-01T00:00:00.000Z")):
+        with pytest.raises(LogDamaged, match="ends at position 50 begins at 52.*run: legacy-poll repair"):
+            ask()
+    assert schema.repair(engine).oldest == 1
+    assert store.log.trim(store.log.glance().now).deleted == 0
+    assert store.data() == list(range(50))
+
+
+@pytest.mark.parametrize("done", range(1, 7))
+def test_an_upgrade_that_ended_half_way_is_finished_by_the_next(store, engine, monkeypatch, done):
+    """Where every statement commits by itself: killed behind each of them."""
+    store.publish(1, 2)
+    store.drain()
+    to_first_version(engine)
+    count = [0]
+
+    def stop(connection, cursor, statement, *rest):
+        if statement.lstrip().upper().startswith(("ALTER", "CREATE", "DROP")):
+            count[0] += 1
+            if count[0] > done:
+                raise KeyboardInterrupt
+
+    listening.listen(Engine, "before_cursor_execute", stop)
+    try:
+        with pytest.raises((KeyboardInterrupt, StorageUnavailable)):
+            schema.upgrade(engine)
+    finally:
+        listening.remove(Engine, "before_cursor_execute", stop)
+    assert schema.upgrade(engine) == "1_0001"
+    assert store.data() == [1, 2]
+    at_work(store)
+
+
+@one_writer
+def test_numbers_of_rows_that_were_set_aside_do_not_come_back_after_a_downgrade(store, engine):
+    for _ in range(2):
+        store.insert({"channel": "no spaces", "data": "1"})
+        store.drain()
+        to_first_version(engine)
+        schema.upgrade(engine)
+        run(engine, "DELETE FROM legacy_poll_set_aside")
+    store.insert({"channel": "no spaces", "data": "1"})
+    store.drain()
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT id FROM legacy_poll_set_aside")).scalar() == 3

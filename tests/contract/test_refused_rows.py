@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, select, text
 from legacy_poll import upkeep
 from legacy_poll.errors import InvalidEvent, StorageUnavailable
 from legacy_poll.schema import upgrade
+from legacy_poll.storage.erasing import What, erase
 from legacy_poll.tables import event, outbox, set_aside
 from tests.contract.store import Store, between, one_writer, run, two_writers
 from tests.servers import database_name
@@ -477,7 +478,11 @@ def test_a_row_is_not_set_aside_for_a_connection_that_ended(store, insert_waitin
         return insert(connection, rows, **options)
 
     monkeypatch.setattr(store.dialect, "insert_events", end)
-    store.drain()
+    while store.waiting():
+        try:
+            store.move()
+        except StorageUnavailable:
+            pass  # it may have ended when it was tried whether another row would be taken
     assert (store.data(), store.set_aside(), next(ends, False)) == ([1], [], False)
 
 
@@ -554,3 +559,66 @@ def test_a_rule_that_is_checked_at_the_commit_and_refuses_everything_sets_nothin
     run(engine, "DROP TRIGGER refuse ON legacy_poll_event")
     store.drain()
     assert store.data() == [0, 1, 2]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+def test_a_table_that_can_not_be_read_any_more_sets_nothing_aside(store, engine):
+    """A column renamed: no row can be read, so it is no row's fault; all wait, whole, until it is put right."""
+    run(engine, "ALTER TABLE legacy_poll_outbox RENAME COLUMN type TO kind")
+    for number in (1, 2):
+        run(engine, "INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', '%d')" % number)
+    for _ in range(8):
+        with pytest.raises(StorageUnavailable):
+            store.move()
+    assert (store.waiting(), store.set_aside()) == (2, [])
+    run(engine, "ALTER TABLE legacy_poll_outbox RENAME COLUMN kind TO type")
+    while store.waiting():
+        store.move()
+    assert store.data() == [1, 2]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_row_whose_copy_fails_now_and_then_keeps_its_data(store, engine, monkeypatch):
+    run(engine, "ALTER TABLE legacy_poll_event ADD CONSTRAINT theirs CHECK (type <> 'forbidden')")
+    store.insert(
+        {"channel": "orders", "type": "forbidden", "data": '"kept"'}, {"channel": "orders", "data": "2"}
+    )
+    write, failures = store.database.write, []
+
+    def unreliable(work):
+        def once(connection):
+            result = work(connection)
+            copied = connection.execute(select(set_aside.c.reason)).scalars().all()
+            if any(reason.startswith("the database refuses it") for reason in copied) and len(failures) < 2:
+                failures.append(True)
+                raise StorageUnavailable("the connection has ended")
+            return result
+
+        return write(once)
+
+    monkeypatch.setattr(store.database, "write", unreliable)
+    for _ in range(20):
+        if store.waiting():
+            store.move()
+    assert len(failures) == 2
+    assert [row[:2] for row in store.set_aside()] == [("orders", '"kept"')]
+    assert store.data() == [2]
+
+
+def test_what_is_ours_may_be_longer_than_the_events_of_others(make_store):
+    store = make_store(max_event_bytes=10)
+    store.publish(*range(1, 101))
+    store.drain()
+    erase(store.database, What(positions=tuple((number, number) for number in range(1, 101, 2))))
+    store.insert(
+        {"channel": "$revoke", "data": '{"subject": "somebody with a long name"}'},
+        {"channel": "orders", "data": '"far too long"'},
+        {"channel": "$revoke", "data": '{"subject": "%s"}' % ("x" * 70_000)},
+        {"channel": "orders", "data": "1"},
+    )
+    store.drain()
+    assert [each.channel for each in store.events(channels=["$erase", "$revoke"])] == ["$erase", "$revoke"]
+    assert [row[0] for row in store.set_aside()] == ["orders", "$revoke"]
+    assert store.data(channels=["orders"])[-1] == 1

@@ -17,7 +17,9 @@ from sqlalchemy import inspect, text
 from legacy_poll.schema import REVISION, VERSION_TABLE
 from tests.gunicorn import ROOT
 
-OURS = {"legacy_poll_" + name for name in ("outbox", "event", "log", "set_aside", "setting", "version")}
+OURS = {
+    "legacy_poll_" + name for name in ("outbox", "event", "apart", "log", "set_aside", "setting", "version")
+}
 
 SHOP = """
 import os

@@ -67,3 +67,11 @@ def test_a_later_revocation_never_makes_older_tokens_good_again(revocations, off
     revocations.note(revocation(1, at=HERE + 5000))
     revocations.note(revocation(2))
     assert revocations.outdates("u7", HERE + 5000)
+
+
+def test_a_worker_that_starts_knows_the_latest_time_of_all_revocations_of_a_subject(revocations):
+    """The last of them may be of a server whose clock is behind."""
+    events = [revocation(1, at=HERE + 5000), revocation(2, at=HERE - 60)]
+    assert revocations.load(events, upto=2) == ["u7"]
+    assert revocations.outdates("u7", HERE + 5000)
+    assert revocations.load(events, upto=2) == []
