@@ -17,12 +17,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from secrets import token_hex
+from secrets import randbits
 from typing import Optional
 
 from .errors import BadCursor
 
-__all__ = ["Cursor", "check_of", "new_mark", "short_log"]
+__all__ = ["Cursor", "Marks", "check_of", "short_log"]
 
 VERSION = "1"
 _DIGITS = 8
@@ -42,9 +42,15 @@ def short_log(log_id: str) -> str:
     return _digest(log_id)
 
 
-def new_mark() -> str:
-    """A random mark for the events of one move: 8 hexadecimal digits."""
-    return token_hex(_DIGITS // 2)
+class Marks:
+    """The marks of the events of one move: 8 hexadecimal digits each, random, and another for each position."""
+
+    def __init__(self) -> None:
+        self._first = randbits(4 * _DIGITS)
+
+    def at(self, position: int) -> str:
+        """The mark of the event at *position*."""
+        return "%0*x" % (_DIGITS, (self._first + position) % 16**_DIGITS)
 
 
 def check_of(event_id: Optional[str], mark: Optional[str] = None) -> str:

@@ -21,7 +21,7 @@ from typing import Callable, List, Optional, Tuple
 
 from .config import Settings
 from .cursors import Cursor, check_of
-from .errors import LegacyPollError, LogDamaged, SchemaError, StorageUnavailable
+from .errors import LegacyPollError, SchemaError, StorageUnavailable
 from .eventlog import EventLog, Glance
 from .events import ERASE_CHANNEL, RESERVED_PREFIX, Event, positions_in, seconds_of
 from .hub import Hub
@@ -64,6 +64,7 @@ class Publisher:
         hub: Who is told.
         settings: Intervals.
         check: Looks at the schema once; raises or returns a warning.
+        faults: Looks at the tables from time to time; says what is wrong with them.
         on_reserved: Called with the events of reserved channels, before they are delivered.
         on_prime: Called when the hub is about to start afresh; when it fails, so does the tick, and the next calls it
             again.
@@ -82,6 +83,7 @@ class Publisher:
         settings: Settings,
         *,
         check: Callable[[], Optional[str]],
+        faults: Callable[[], List[str]] = lambda: [],
         on_reserved: Callable[[List[Event]], None] = lambda events: None,
         on_prime: Callable[[], None] = lambda: None,
         watch: Callable[[], None] = lambda: None,
@@ -95,6 +97,7 @@ class Publisher:
         self._hub = hub
         self._settings = settings
         self._check = check
+        self._faults = faults
         self._on_reserved = on_reserved
         self._on_prime = on_prime
         self._watch = watch
@@ -390,13 +393,11 @@ class Publisher:
 
     def _look_at_tables(self) -> None:
         """Says, once, what somebody has done to the tables since the start, while events go on as long as they can."""
-        try:
-            said = self._check() or ""
-        except (SchemaError, LogDamaged) as error:
-            said = str(error)
-        if said and said != self._said:
-            logger.warning("legacy_poll: %s", said)
-        self._said = said
+        faults = self._faults()
+        for fault in faults:
+            if fault not in self._said:
+                logger.warning("legacy_poll: %s", fault)
+        self._said = "; ".join(faults)
 
     def _pause(self, found: bool, more: bool) -> float:
         interval = self._settings.poll_interval_seconds

@@ -93,6 +93,7 @@ class Runtime:
             self.hub,
             settings,
             check=self._prepare,
+            faults=lambda: schema.faults(self.database),
             on_reserved=self._take_reserved,
             on_prime=self._load_revocations,
             watch=self._watch_server,

@@ -31,7 +31,7 @@ from sqlalchemy.engine import Connection
 
 from .backlog import NO_MARK, Backlog
 from .config import Settings
-from .cursors import new_mark
+from .cursors import Marks
 from .database import Database
 from .errors import EventTooLarge, InvalidEvent, LogDamaged, SchemaMissing, StorageBusy, StorageUnavailable
 from .eventlog import Glance
@@ -387,11 +387,12 @@ class Sequencer:
                 )
                 known.update(found[0] for found in connection.execute(query))
         judged = _Judged([], [], [], [], [], 0)
-        mark = new_mark()
+        marks = Marks()
         for row in rows:
             judged.rows.append(row[0])
             try:
-                entry = self._event(row, glance.head + 1 + len(judged.fit), glance.now, mark)
+                position = glance.head + 1 + len(judged.fit)
+                entry = self._event(row, position, glance.now, marks.at(position))
             except InvalidEvent as error:
                 judged.odd.append(row)
                 judged.unfit.append((row[0], str(error)))

@@ -97,7 +97,7 @@ def _event_columns() -> Any:
         Column("data", _LONG, nullable=False),
         # RFC 3339 text, UTC, milliseconds: as it stands in answers, and it sorts.
         Column("published_at", String(24), nullable=False),
-        # A random number of the move that gave the position: what a cursor is checked by, see cursors.
+        # From a random number of the move that gave the position: what a cursor is checked by, see cursors.
         Column("mark", String(8)),
     ]
 

@@ -79,14 +79,29 @@ def _by_number(path):
     return [int(part) if part.isdigit() else 0 for part in path.split(os.sep)]
 
 
+_given = set()
+
+
+def _worker_number():
+    """Which of how many processes of pytest-xdist this is."""
+    name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    return int(name[2:]), max(1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
 def free_port():
     """A port on 127.0.0.1 that nobody listens on.
 
     Taken from below the range that the kernel gives to outgoing connections (32768 on Linux), so that the port is
     still free when a stopped server comes back to it.
     """
+    # Each of the processes that run tests side by side takes every so-many-th one, and none twice: what was found free
+    # is listened on only a moment later, and another might have found it free meanwhile.
+    number, count = _worker_number()
     for _ in range(100):
-        port = random.SystemRandom().randrange(15000, 30000)
+        port = 15000 + random.SystemRandom().randrange(15000 // count) * count + number
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -54,10 +54,10 @@ DELETE_EACH = text(
 # consistent read under READ COMMITTED: no row of the outbox is locked.
 INSERT_EACH = text(
     "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
-    " SELECT ids.position, ids.event_id, ids.channel, ids.type, o.data, :published_at, :mark"
+    " SELECT ids.position, ids.event_id, ids.channel, ids.type, o.data, :published_at, ids.mark"
     " FROM JSON_TABLE(:rows, '$[*]' COLUMNS (outbox_id BIGINT PATH '$[0]', position BIGINT PATH '$[1]',"
     " event_id VARCHAR(100) PATH '$[2]', channel VARCHAR(200) PATH '$[3]', type VARCHAR(200) PATH '$[4]',"
-    " crc BIGINT PATH '$[5]')) AS ids"
+    " mark VARCHAR(8) PATH '$[5]', crc BIGINT PATH '$[6]')) AS ids"
     " STRAIGHT_JOIN legacy_poll_outbox AS o FORCE INDEX (PRIMARY) ON o.id = ids.outbox_id"
     " WHERE CRC32(CONVERT(o.data USING utf8mb4)) = ids.crc"
 )
@@ -179,7 +179,6 @@ class MySQL(Dialect):
                 {
                     "rows": "[%s]" % ",".join(given),
                     "published_at": rows[0]["published_at"],
-                    "mark": rows[0]["mark"],
                 },
             ).rowcount
         return inserted == len(rows)
@@ -264,7 +263,7 @@ def _portions(rows: List[Dict[str, Any]], outbox_ids: Sequence[int]) -> Iterator
     portion: List[str] = []
     size = 0
     for row, outbox_id in zip(rows, outbox_ids):
-        names = (row["id"], row["channel"], row["type"])
+        names = (row["id"], row["channel"], row["type"], row["mark"])
         portion.append(json.dumps([outbox_id, row["position"], *names, _crc(row["data"])]))
         size += len(portion[-1])
         if size >= _PORTION:

@@ -113,7 +113,10 @@ class Script:
 
     def _connection(self, which):
         if self.connections[which] is None:
-            self.connections[which] = self.begin()
+            connection = self.connections[which] = self.begin()
+            if connection.engine.dialect.name == "sqlite":
+                # The driver begins with the first change only, and the release of a savepoint before it is a commit.
+                connection.exec_driver_sql("BEGIN")
         return self.connections[which]
 
     def _end(self, which):
@@ -183,6 +186,7 @@ def test_any_script_of_transactions_and_moves_keeps_the_promises_on_mariadb(play
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @tries(30)
+@example(script=[("savepoint", 0), ("insert", 0), ("release", 0), ("rollback", 0)])
 @given(script=st.lists(steps, max_size=40))
 def test_any_script_of_one_writer_and_moves_keeps_the_promises_on_sqlite(play, script):
     play([(step, 0 if step != "move" else which) for step, which in script], writers=1)

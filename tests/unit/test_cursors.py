@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from legacy_poll.cursors import MAX_POSITION, Cursor, check_of, short_log
+from legacy_poll.cursors import MAX_POSITION, Cursor, Marks, check_of, short_log
 from legacy_poll.errors import BadCursor
 
 LOG = "5f0c9a12-0000-4000-8000-000000000001"
@@ -100,3 +100,28 @@ def test_a_cursor_can_be_a_key_and_does_not_change():
     assert len({Cursor.at(LOG, 1, "a"), Cursor.at(LOG, 1, "a"), Cursor.at(LOG, 1, "b")}) == 2
     with pytest.raises(AttributeError):
         Cursor.at(LOG, 1, "a").position = 2
+
+
+def test_marks_of_one_move_differ_and_those_of_two_moves_do_too():
+    first, second = Marks(), Marks()
+    marks = [first.at(position) for position in range(1, 1001)]
+    assert len(set(marks)) == 1000
+    assert [second.at(position) for position in range(1, 1001)] != marks
+    for mark in marks:
+        assert Cursor.parse(str(Cursor.at(LOG, 7, "id", mark))).check == mark
+
+
+@pytest.mark.parametrize("first", [0, 2**32 - 1, 2**32 - 500])
+def test_a_mark_has_eight_digits_whatever_the_number(first):
+    marks = Marks()
+    marks._first = first
+    found = [marks.at(position) for position in (1, 499, 500, 501, MAX_POSITION)]
+    assert [len(mark) for mark in found] == [8] * 5
+    assert len(set(found)) == 5
+
+
+def test_an_event_with_a_mark_is_checked_by_it_and_one_without_by_its_id():
+    assert check_of("order:7", "0123abcd") == "0123abcd"
+    assert Cursor.at(LOG, 7, "order:7", "0123abcd").check == "0123abcd"
+    assert Cursor.at(LOG, 0, "order:7", "0123abcd").check == check_of(None)
+    assert Cursor.at(LOG, 1, "a").after(2, "b", "0123abcd") == Cursor.at(LOG, 2, "c", "0123abcd")

@@ -10,7 +10,7 @@ import pytest
 
 from legacy_poll import publisher as room
 from legacy_poll.config import Settings
-from legacy_poll.errors import LogDamaged, SchemaError, SchemaMissing, StorageUnavailable
+from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
 from legacy_poll.events import Event, seconds_of
 from legacy_poll.hub import Group, Hub
 from legacy_poll.publisher import Publisher
@@ -35,12 +35,14 @@ class Worker:
         self.clock = Clock()
         self.jitter = jitter
         self.checks = []
+        self.faults = []
         self.publisher = Publisher(
             self.log,
             self.sequencer,
             self.hub,
             self.settings,
             check=self._check,
+            faults=lambda: self.faults.pop(0) if self.faults else [],
             clock=self.clock,
             jitter=lambda: self.jitter,
         )
@@ -799,20 +801,18 @@ def test_a_trim_goes_by_the_time_that_may_be_believed_and_says_when_the_clock_ma
 
 
 def test_what_somebody_does_to_the_tables_is_said_once_and_events_go_on(worker, told):
+    worker.checks = ["known at the start"]
     worker.settle()
-    fault = SchemaError("the sequence has CACHE 50")
-    worker.checks = [None, fault, fault, LogDamaged("two rows"), None, fault]
+    cache, rows = "the sequence has CACHE 50", "two rows"
+    worker.faults = [["known at the start"], [cache], [cache], [cache, rows], [], [cache]]
     for number in range(1, 7):
         worker.clock.now += 60
         worker.log.append("orders")
         worker.step()
         assert worker.publisher.failure is None
         assert worker.seen()[-1] == number
-    assert [line.split("legacy_poll: ")[1] for _, line in told()] == [
-        "the sequence has CACHE 50",
-        "two rows",
-        "the sequence has CACHE 50",
-    ]
+    said = [line.split("legacy_poll: ")[1] for _, line in told()]
+    assert said == ["known at the start", cache, rows, cache]
 
 
 def test_a_time_of_the_database_is_told_by_the_hosts_clock():
