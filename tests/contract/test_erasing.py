@@ -43,7 +43,7 @@ def erased(store, **what):
         ({"ids": frozenset(["id-1"]), "positions": ((1, 2),), "channels": frozenset(["user:7"])}, None),
     ],
 )
-def test_what_is_erased_is_gone_and_readers_before_and_behind_it_go_on(filled, what, positions):
+def test_erased_events_are_gone_and_readers_before_and_behind_them_go_on(filled, what, positions):
     positions = positions or [1, 2, 4, 6, 8, 10]
     cursors = [filled.log.cursor_at(position) for position in range(11)]
     assert erased(filled, **what) == Erased(len(positions), 0, 0)
@@ -73,7 +73,7 @@ def test_erasing_again_erases_nothing_and_tells_nobody(filled):
     assert filled.log.bounds().head == head
 
 
-def test_what_waits_and_what_was_set_aside_is_erased_too(filled, leave, is_sqlite):
+def test_rows_that_wait_and_rows_that_were_set_aside_are_erased_too(filled, leave, is_sqlite):
     run(filled.engine, "DELETE FROM legacy_poll_outbox")
     filled.insert(
         {"channel": "user:7", "data": "not JSON"}, {"channel": "no spaces", "data": "1", "event_id": "secret"}

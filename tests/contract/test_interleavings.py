@@ -426,7 +426,7 @@ def test_a_user_who_may_not_see_the_sequence_has_no_mark_and_every_event(make_st
 
 
 @postgresql
-def test_what_was_known_of_ids_is_forgotten_with_the_log(set_back):
+def test_mark_is_forgotten_with_the_log(set_back):
     set_back.log.begin_anew()
     assert set_back.backlog.mark == NO_MARK
     assert set_back.log.glance().sweep

@@ -654,7 +654,7 @@ def seed_of(retention):
 
 
 @pytest.mark.parametrize("retention", list(RETENTIONS))
-def test_who_follows_is_given_every_event_once_or_is_told_that_some_are_gone(
+def test_reader_that_follows_is_given_every_event_once_or_is_told_that_some_are_gone(
     engine, tables, retention, monkeypatch
 ):
     seed = seed_of(retention)

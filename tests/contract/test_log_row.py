@@ -40,7 +40,7 @@ def at_work(store):
     assert store.data(cursor=before) == ["at work"]
 
 
-def test_what_is_published_while_the_log_has_no_row_waits_and_is_delivered_after_a_repair(store, engine):
+def test_events_published_while_the_log_has_no_row_wait_and_are_delivered_after_a_repair(store, engine):
     store.publish("before")
     store.drain()
     old = store.log.bounds().cursor

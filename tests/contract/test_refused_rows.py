@@ -607,7 +607,7 @@ def test_a_row_whose_copy_fails_now_and_then_keeps_its_data(store, engine, monke
     assert store.data() == [2]
 
 
-def test_what_is_ours_may_be_longer_than_the_events_of_others(make_store):
+def test_events_of_reserved_channels_may_be_longer_than_the_limit_for_others(make_store):
     store = make_store(max_event_bytes=10)
     store.publish(*range(1, 101))
     store.drain()

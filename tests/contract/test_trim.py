@@ -281,7 +281,7 @@ def test_events_from_the_future_are_old_once_a_worker_has_known_them_for_as_long
     assert store.data() == [11]
 
 
-def test_what_was_known_of_a_log_is_forgotten_when_it_is_another(make_store):
+def test_ages_known_of_a_log_are_forgotten_when_it_is_another(make_store):
     store = make_store(retention_seconds=3600)
     passed = Clock()
     store.log._known_for = KnownFor(clock=passed)
@@ -322,7 +322,7 @@ def test_nothing_is_trimmed_by_what_was_known_of_the_log_before_it_was_restored(
     assert len(store.data()) == 28
 
 
-def test_what_was_known_at_a_place_that_is_gone_trims_nothing(make_store):
+def test_known_position_whose_event_is_gone_trims_nothing(make_store):
     passed = Clock()
     store = make_store(retention_seconds=3600)
     store.log._known_for = KnownFor(clock=passed)

@@ -88,7 +88,7 @@ def test_a_clock_that_runs_a_little_fast_is_followed(world):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_the_clocks_do_the_present_is_never_ahead_of_the_truth_by_more_than_seconds(seed):
+def test_believed_present_is_never_ahead_of_the_truth_by_more_than_seconds_whatever_the_clocks_do(seed):
     chance = random.Random(seed)
     world = World()
     assert world.believed() == 0
@@ -133,7 +133,7 @@ def test_a_position_is_old_when_it_has_been_known_for_as_long():
 
 
 @pytest.mark.parametrize("log_id, head", [("another", 40), ("log", 5)])
-def test_what_is_known_is_of_one_log_that_never_goes_back(log_id, head):
+def test_known_positions_are_of_one_log_that_never_goes_back(log_id, head):
     clock = Clock()
     known = KnownFor(clock=clock)
     known.see("log", 10, "a", 100)
@@ -145,7 +145,7 @@ def test_what_is_known_is_of_one_log_that_never_goes_back(log_id, head):
     assert known.see(log_id, 60, "d", 100) == (head, "b")
 
 
-def test_what_is_known_is_bounded_and_never_too_much():
+def test_known_positions_are_bounded_and_never_too_many():
     clock, told = Clock(), []
     known = KnownFor(clock=clock)
     for step in range(5000):

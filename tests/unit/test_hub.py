@@ -752,7 +752,7 @@ def test_an_erased_event_is_replaced_in_memory_and_its_neighbours_stay(hub, log)
         assert positions(hub.join(ORDERS, log.cursor(position), limit=10)) == [4]
 
 
-def test_what_is_not_in_memory_is_not_replaced(hub, log):
+def test_events_that_are_not_in_memory_are_not_replaced(hub, log):
     for _ in range(3):
         log.append("orders")
     feed(hub, log)
