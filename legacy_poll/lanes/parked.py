@@ -332,7 +332,7 @@ class ParkedLane:
         for cohort in self._waiting.ended():
             assert cohort.stay is not None
             self._todo.append((cohort, cohort.stay))
-        events: List[Tuple[int, int]] = []
+        all_arrived = False
         if self._todo:
             # Who waits for an answer comes before who asks again.
             self._end_some()
@@ -340,13 +340,17 @@ class ParkedLane:
             self._teller.forget()
             events = self._reactor.happened(_AT_ONCE)
             self._arrive(events)
+            all_arrived = len(events) < _AT_ONCE
         for cohort in self._reactor.due():
             if cohort.state is HELD:
                 self._todo.append((cohort, cohort.stay))
+            elif cohort.state is IDLE and not all_arrived:
+                # Their next polls may have come while this worker was busy or stood still, and are looked at first.
+                self._reactor.set_deadline(cohort, self._clock())
             elif cohort.state is IDLE:
                 for parked in list(cohort.members):
                     self._close(parked)
-        return bool(self._todo or self._waiting.has_ended or len(events) == _AT_ONCE)
+        return bool(self._todo or self._waiting.has_ended or not all_arrived)
 
     def _end_some(self) -> None:
         served = 0

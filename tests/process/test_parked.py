@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import time
 
 import pytest
 
@@ -479,6 +480,30 @@ def test_a_connection_that_is_not_used_is_closed(shop):
     assert metrics(gunicorn)["parked"] == "1"
     assert client.over
     assert metrics(gunicorn)["parked"] == "0"
+
+
+def test_a_worker_that_stood_still_answers_what_came_meanwhile(shop):
+    gunicorn = shop()
+    [process] = gunicorn.workers
+    # More than the worker looks at in one step, each with a connection that waits for its next poll.
+    clients = [Client(gunicorn) for _ in range(600)]
+    cursor = head(gunicorn)
+    for turn in range(2):
+        for client in clients:
+            client.ask(cursor)
+        until_held(gunicorn, len(clients))
+        say(gunicorn, turn)
+        [answer] = {undated(client.raw()) for client in clients}
+        cursor = understood(answer)[1]
+    with gunicorn.paused(process):
+        # gunicorn's keepalive, 2 s here, ends meanwhile: a machine that was moved, a container without CPU time.
+        over = time.monotonic() + 3
+        for client in clients:
+            client.ask(cursor)
+        until(lambda: time.monotonic() > over, SECONDS, "their connections are due to be closed")
+    until_held(gunicorn, len(clients))
+    say(gunicorn, "to all")
+    assert all(b"to all" in client.raw() for client in clients)
 
 
 def test_a_client_that_does_not_read_is_cut_off_and_nobody_waits_for_it(shop):
