@@ -61,7 +61,7 @@ class Habits:
         keeps: Connections stay open for the next poll.
         pause_seconds: Longest time between an answer and the next poll.
         reloads: In between it starts afresh from now, as a page does.
-        leaves: It goes away in the middle of the run, without a word.
+        leaves: It goes away in the middle of the run, without a word; or at its end, if it was slow.
         steady: Its polls differ by their cursor alone, as a page's do; others are drawn anew each time.
     """
 
@@ -171,7 +171,8 @@ class Polling:
         with contextlib.closing(self._client):
             if self._habits.start != OLDEST:
                 self._start_from_now(self._habits.start)
-            if self._poll_until_over() and self._poll_until_quiet():
+            stays = self._poll_until_over() and not self._habits.leaves
+            if stays and self._poll_until_quiet():
                 self._journal.write(Reader(self._name, self._habits.channels, complete=True))
 
     def _poll_until_over(self) -> bool:
