@@ -410,7 +410,7 @@ class EventLog:
             hole = self._hole(connection, bounds.log_id, start, end, apart=apart)
             if hole is not None:
                 raise CursorExpired(
-                    "cursor %s is too old: events before position %d are missing from the log"
+                    "cursor %s is too old: some of the events before position %d are missing from the log"
                     % (cursor, hole),
                     oldest=hole,
                 )
@@ -658,7 +658,7 @@ def _verify(cursor: Cursor, bounds: Bounds, there: Tuple[Optional[str], Optional
         raise _expired(cursor, bounds.oldest)
     if cursor.check != check_of(event_id, mark):
         raise CursorUnknown(
-            "cursor %s is of an earlier life of this log: it has another event there" % cursor
+            "cursor %s is of an earlier life of this log: it has another event there, or none" % cursor
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Iterator, List, Mapping, Optional
 
-from sqlalchemy import inspect, text
+from sqlalchemy import Column, MetaData, String, Table, inspect, text
 from sqlalchemy.engine import Connection, Engine
 
 from .config import Settings
@@ -47,7 +47,11 @@ REVISION = "1_0002"
 PREFIX = "legacy_poll_"
 VERSION_TABLE = PREFIX + "version"
 _FIRST_REVISION = "1_0001"
-_NAMELESS = "legacy_poll_version is empty: nothing says which version the tables are; run: legacy-poll repair"
+_NAMELESS = (
+    "legacy_poll_version is empty or missing: nothing says what the tables are; run: legacy-poll repair"
+)
+# As alembic makes it.
+_version_table = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
 _UPGRADE_WAIT_SECONDS = 60
 #: alembic keeps what runs in globals of its modules, so one upgrade at a time in one process, whatever the database.
 _alembic = threading.Lock()
@@ -173,18 +177,22 @@ def new_log(engine: Engine) -> str:
         The new log id.
 
     Raises:
-        LogDamaged: There is no log to give one to.
+        LogDamaged: It is to be repaired first, which gives it another identity as well.
+        SchemaMissing: There are no tables, or they are older than this code needs.
+        SchemaError: They are of another line.
         StorageUnavailable: The database failed.
     """
     log_id = str(uuid.uuid4())
 
     def work(connection: Connection) -> None:
-        if connection.execute(log.update().values(log_id=log_id)).rowcount != 1:
-            both = database.dialect.keeps_apart
-            raise LogDamaged(repairing.damage(connection, both=both) or repairing.EMPTY)
+        found = repairing.damage(connection, both=database.dialect.keeps_apart)
+        if found is not None:
+            raise LogDamaged(found)
+        connection.execute(log.update().values(log_id=log_id))
 
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
+        _check_version(database)
         database.write(work)
     finally:
         database.close()
@@ -207,7 +215,8 @@ def repair(engine: Engine) -> Repaired:
         with database.dialect.upgrade_lock(connection):
             nameless = _is_nameless(connection)
             if nameless:
-                # Emptied with all the others. What the tables are shows in their columns.
+                # Emptied with all the others, or left out of a backup. What the tables are shows in their columns.
+                _version_table.create(connection, checkfirst=True)
                 columns = {each["name"] for each in inspect(connection).get_columns(event.name)}
                 found = REVISION if event.c.mark.name in columns else _FIRST_REVISION
                 connection.execute(

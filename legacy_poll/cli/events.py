@@ -211,9 +211,13 @@ def _from_log(
         cursor = log.bounds().cursor if seconds is None else log.cursor_since(seconds)
     pause, patience = threading.Event(), _Patience("the database")
     patience.works()
+    # Who asks by the time wants what there is; who follows is to know that something is missing.
+    past_holes = seconds is not None
     while True:
         try:
-            batch = log.read_after(cursor, channels=names, limit=_ROWS, max_bytes=1 << 23)
+            batch = log.read_after(
+                cursor, channels=names, limit=_ROWS, max_bytes=1 << 23, past_holes=past_holes
+            )
         except CursorGone as error:
             behind = error.facts.get("oldest")
             if behind is None:
@@ -232,6 +236,7 @@ def _from_log(
                 yield _as_dict(event)
         cursor = batch.cursor
         if not batch.more:
+            past_holes = False
             pause.wait(_LOOK_SECONDS)
 
 

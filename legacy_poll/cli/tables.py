@@ -104,8 +104,9 @@ def status(database_url: Optional[str], as_json: bool) -> None:
         % (found.set_aside, "; see: legacy-poll set-aside list" if found.set_aside else ""),
         "database time %s" % found.now,
     ]
-    lines += ["WRONG         %s" % fault for fault in schema.faults(database)]
-    say(found.as_dict(), "\n".join(lines), as_json=as_json)
+    wrong = schema.faults(database)
+    lines += ["WRONG         %s" % fault for fault in wrong]
+    say(dict(found.as_dict(), wrong=wrong), "\n".join(lines), as_json=as_json)
 
 
 @main.command(epilog="Example: LEGACY_POLL_RETENTION_SECONDS=3600 legacy-poll trim")
@@ -115,6 +116,7 @@ def trim(database_url: Optional[str], as_json: bool) -> None:
     """Delete now what the retention settings do not keep. The servers do so by themselves from time to time."""
     engine, settings = settled(database_url)
     database = Database(engine, settings, wait_seconds=_WAIT_SECONDS)
+    schema.check(database)
     log = EventLog(database, settings)
     total = 0
     steady = SteadyClock()
@@ -144,7 +146,9 @@ class _Positions(click.ParamType):
         if all(each.isascii() and each.isdigit() and 0 < int(each) <= MAX_POSITION for each in numbers):
             if int(numbers[0]) <= int(numbers[1]):
                 return int(numbers[0]), int(numbers[1])
-        return self.fail("%r: a position, or two such as 17-20, are needed" % (value,), param, ctx)
+        return self.fail(
+            "%r: a position from 1 on is needed, such as 17, or a range, such as 17-20" % (value,), param, ctx
+        )
 
 
 @main.command(

@@ -153,13 +153,16 @@ def test_events_that_are_beyond_the_head_are_told_before_a_position_is_given_twi
         store.read(old)
 
 
-@pytest.mark.parametrize("head, oldest", [(3, 0), (3, 5), (3, 900), (-1, 1)])
+@pytest.mark.parametrize("head, oldest", [(3, 0), (3, 5), (3, 900), (-1, 1), (2, 1), (0, 1)])
 def test_bounds_that_cannot_be_are_told_and_repaired(store, engine, head, oldest):
     store.publish(1, 2, 3)
     store.drain()
     run(engine, "UPDATE legacy_poll_log SET head = :head, oldest = :oldest", head=head, oldest=oldest)
     with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
         schema.check(store.database)
+    # Another identity would say that all is well now.
+    with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
+        schema.new_log(engine)
     assert schema.repair(engine).head == 3
     run(engine, "UPDATE legacy_poll_log SET oldest = 1")
     at_work(store)
@@ -277,6 +280,34 @@ def test_a_version_that_was_emptied_with_all_tables_is_told_and_repaired(store, 
         assert schema.upgrade(engine) == "1_0001"
     assert schema.repair(engine).damage is not None
     assert schema.version(store.database) == schema.REVISION
+    at_work(store)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_version_whose_table_is_gone_is_told_and_repaired(store, engine, first):
+    """A backup of the tables that somebody chose, without the one whose use he did not see."""
+    store.publish(1, 2)
+    store.drain()
+    if first:
+        to_first_version(engine)
+    run(engine, "DROP TABLE legacy_poll_version")
+    for ask in (
+        lambda: schema.check(store.database),
+        lambda: schema.upgrade(engine),
+        lambda: schema.new_log(engine),
+    ):
+        with pytest.raises(LogDamaged, match="legacy_poll_version is .*missing.*run: legacy-poll repair"):
+            ask()
+    if first:
+        with pytest.raises(SchemaMissing, match="at version 1_0001 .*run: legacy-poll upgrade"):
+            schema.repair(engine)
+        assert schema.upgrade(engine) == "1_0001"
+    assert "missing" in (schema.repair(engine).damage or "missing")
+    assert schema.version(store.database) == schema.REVISION
+    assert schema.repair(engine).damage is None
+    # The next upgrade finds what alembic itself would have made.
+    assert schema.upgrade(engine) == schema.REVISION
+    assert store.data() == [1, 2]
     at_work(store)
 
 

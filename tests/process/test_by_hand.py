@@ -206,3 +206,58 @@ def test_a_log_without_its_row_serves_again_after_the_command_that_is_named(serv
     until(lambda: all(each.status == 410 for each in everywhere(gunicorn, stream(cursor=start, timeout=0))))
     assert get(gunicorn, stream(cursor=start, timeout=0)).code == "cursor_unknown"
     assert legacy_poll("repair", DATABASE_URL=database_url).stdout == "There is nothing to repair.\n"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_says_so(
+    serve, terminal, database_url
+):
+    """`new-log` had said that all is well now, and `trim` had gone by a beginning that cannot be."""
+    gunicorn = serve(NO_HINTS, workers=1)
+    assert publish(gunicorn, events(5)).status == 201
+    until(lambda: position(head(gunicorn)) == 5, 30, "all have a position")
+    gunicorn.destroy()
+
+    def run(*command):
+        return legacy_poll(*command, DATABASE_URL=database_url, RETENTION_SECONDS=1)
+
+    def status():
+        done = run("status", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    whole = status()
+    assert whole["wrong"] == []
+    terminal("UPDATE legacy_poll_log SET head = 3;")
+    advice = "there are events up to 5: one of the two tables was loaded or restored without the other; run: "
+    assert [advice + "legacy-poll repair" in fault for fault in status()["wrong"]] == [True]
+    assert "WRONG         legacy_poll_log says" in run("status").stdout
+    for command in (["new-log", "--yes"], ["trim"], ["erase", "--id", "x", "--yes"]):
+        done = run(*command)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert advice + "legacy-poll repair" in done.stderr
+    assert status()["log_id"] == whole["log_id"]
+    assert terminal("SELECT count(*) FROM legacy_poll_event;").strip() == "5"
+    assert run("repair").returncode == 0
+    assert status()["wrong"] == []
+    assert run("new-log", "--yes").returncode == 0
+    assert status()["log_id"] != whole["log_id"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_who_asks_for_a_time_gets_what_there_is_and_who_follows_is_told(serve, terminal, database_url):
+    """`tail --since` had begun behind the last hole: what came before it was not printed."""
+    gunicorn = serve(NO_HINTS, workers=1)
+    assert publish(gunicorn, events(20)).status == 201
+    until(lambda: position(head(gunicorn)) == 20, 30, "all have a position")
+    terminal("DELETE FROM legacy_poll_event WHERE position IN (1, 7, 8, 15);")
+    wanted = [number for number in range(1, 21) if number not in (1, 7, 8, 15)]
+
+    def tail(*options):
+        count = str(len(wanted))
+        done = legacy_poll("tail", "--json", "--count", count, *options, DATABASE_URL=database_url)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["data"] for line in done.stdout.splitlines()], done.stderr
+
+    assert tail("--since", "1h") == (wanted, "")
+    assert tail("--since", "1h", "--channel", "orders") == (wanted, "")
