@@ -175,15 +175,20 @@ class Backlog:
 
         Args:
             connection: Reads.
-            last_id: Was moved, so it was given out before this call: whoever owns a lower one shows by now.
+            last_id: Was moved, so it was given out before this call: whoever owns a lower one shows by now. An id
+                that the sequence has not given out yet makes no candidate.
         """
         self._moved = 0
         self._last_id_sql = self._dialect.last_id_sql(connection)
         if not self._last_id_sql:
             return
+        said = str(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
         if self.mark == NO_MARK:
-            said = str(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))
             self._last_id, self._life = _parsed(said)
+        elif self._went_back(said):
+            return
+        if last_id > self._last_id:
+            return  # given by hand, ahead of the sequence: the ids between the two are still to come
         self._candidate = _Candidate(last_id + 1, frozenset(self._dialect.open_writers(connection)))
 
 

@@ -95,8 +95,20 @@ class Batch:
     rendered: Dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
+def said(event: Event) -> Any:
+    """What the data of *event* say; None where they are no JSON, as a row that was changed by hand may have it."""
+    try:
+        return json.loads(event.data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def seconds_of(time: str) -> float:
-    """An event's *time* as seconds since 1970."""
+    """An event's *time* as seconds since 1970.
+
+    Raises:
+        ValueError: It is no such time, as a row that was changed by hand may have it.
+    """
     moment = datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ")
     return moment.replace(tzinfo=timezone.utc).timestamp()
 

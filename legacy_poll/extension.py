@@ -358,7 +358,8 @@ class LegacyPoll:
             given = [check_event_id(row["id"]) for row in rows if row["id"] is not None]
             known = set()
             for start in range(0, len(given), 500):
-                for table in tables_of(runtime.database.dialect.keeps_apart):
+                # Those apart first: one that is brought back meanwhile is then found in the other table.
+                for table in reversed(tables_of(runtime.database.dialect.keeps_apart)):
                     query = select(table.c.id).where(
                         table.c.id.in_(given[start : start + 500]),
                         table.c.position >= select(log.c.oldest).scalar_subquery(),

@@ -190,17 +190,23 @@ class Hub:
     def replace(self, events: Sequence[Event]) -> None:
         """Remembers *events*, which were erased from the log, instead of those that were at their positions."""
         with self._lock:
+            changed = set()
             for event in events:
                 number = event.position - self._tail[0].position if self._tail else -1
                 if not 0 <= number < len(self._tail) or self._tail[number] == event:
                     continue
                 before, self._tail[number] = self._tail[number], event
                 self._bytes += event.size - before.size
-                self._by_channel[before.channel].remove(before)
-                if not self._by_channel[before.channel]:
-                    del self._by_channel[before.channel]
-                theirs = [*self._by_channel.get(event.channel, ()), event]
-                self._by_channel[event.channel] = deque(sorted(theirs, key=lambda each: each.position))
+                changed |= {before.channel, event.channel}
+            if changed:
+                # Each channel once, however many of its events were erased.
+                by_channel: Dict[str, Deque[Event]] = {}
+                for event in self._tail:
+                    if event.channel in changed:
+                        by_channel.setdefault(event.channel, deque()).append(event)
+                for channel in changed:
+                    self._by_channel.pop(channel, None)
+                self._by_channel.update(by_channel)
             self._memo.clear()
 
     def join(

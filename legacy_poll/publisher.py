@@ -7,23 +7,22 @@ database does, the loop goes on: it backs off with jitter, says so once, and say
 Interleavings guarded against: the log replaced or cut back under a running worker (its id, or the mark of the event
 at our position, is another: the hub starts afresh, and everybody who waits looks again); events that are not there any
 more when this worker comes to read them, since it was stopped for long or somebody deleted rows (memory starts behind
-them, once for each such place); a hint that comes before its commit.
+them, once for all such places in what was read); a hint that comes before its commit.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
 import time
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 from .config import Settings
 from .cursors import Cursor, check_of
 from .errors import LegacyPollError, SchemaError, StorageUnavailable
 from .eventlog import EventLog, Glance
-from .events import ERASE_CHANNEL, RESERVED_PREFIX, Event, positions_in, seconds_of
+from .events import ERASE_CHANNEL, RESERVED_PREFIX, Event, positions_in, said, seconds_of
 from .hub import Hub
 from .sequencer import Moved, Sequencer
 from .storage.ages import SteadyClock
@@ -50,6 +49,10 @@ _LAST_BACKOFF_SECONDS = 2.0
 _LOCK_PATIENCE_SECONDS = 1.0
 #: How often it is tried to bring back what is apart, seconds; half as long on average with two workers.
 _BRING_BACK_SECONDS = 2.0
+#: Most places of missing events that are named in the log, for one read.
+_HOLES_NAMED = 5
+#: Positions that are looked at again at once, after an erasure.
+_ERASED_AT_ONCE = 1000
 _BLOCKED_ADVICE = (
     " (a job that copies legacy_poll_event must do so at READ COMMITTED, or it locks the end of the table)"
 )
@@ -113,9 +116,11 @@ class Publisher:
         self._failures = 0
         self._starting = threading.Lock()
         self._thread: Optional[threading.Thread] = None
-        self._hole: Optional[Tuple[str, int]] = None
+        # The last place of missing events that was said, of this log.
+        self._hole: Tuple[str, int] = ("", 0)
         self._said = ""
         self._clock_said = self._apart_said = False
+        self._bring_failure = ""
         self._bring_at = clock()
         self._erased: List[Tuple[int, int]] = []
         # The database's time at the last look, and this host's before and after it.
@@ -227,7 +232,9 @@ class Publisher:
         found = self._deliver(glance, moved)
         if self._erased:
             self._forget_erased()
-        if glance.apart_from is not None and self._clock() >= self._bring_at:
+        if glance.apart_from is None:
+            self._apart_said = False
+        elif self._clock() >= self._bring_at:
             self._bring_back()
         if self._clock() >= self._trim_at:
             self._trim(glance)
@@ -323,19 +330,28 @@ class Publisher:
         if following:
             self._deliver_events(ours, following)
         else:
-            self._pass_hole(glance, ours.position + 1, events[0].position - 1 if events else head)
+            self._pass_holes(glance, _holes(ours.position, events) or [(ours.position + 1, head)])
         return True
 
-    def _pass_hole(self, glance: Glance, first: int, last: int) -> None:
-        """Starts behind the positions *first* to *last*, where nothing is any more."""
-        if self._hole != (glance.log_id, last):
-            self._hole = (glance.log_id, last)
+    def _pass_holes(self, glance: Glance, holes: Sequence[Tuple[int, int]]) -> None:
+        """Starts behind the last of *holes*: first and last positions where nothing is any more."""
+        last = holes[-1][1]
+        log_id, said_to = self._hole
+        new = [hole for hole in holes if log_id != glance.log_id or hole[1] > said_to]
+        for hole in new[:_HOLES_NAMED]:
             logger.warning(
                 "legacy_poll: the events from position %d to %d are missing from the log: deleted by hand, or trimmed "
                 "before this worker had read them; clients that have not seen them are told (410 cursor_expired)",
-                first,
+                *hole,
+            )
+        if len(new) > _HOLES_NAMED:
+            logger.warning(
+                "legacy_poll: so are events in %d more places, up to position %d",
+                len(new) - _HOLES_NAMED,
                 last,
             )
+        if new:
+            self._hole = (glance.log_id, last)
         self._on_prime()
         self._hub.prime(self._log.cursor_at(last))
 
@@ -347,19 +363,21 @@ class Publisher:
         self._hub.deliver(events, ours.after(last.position, last.id, last.mark))
         for event in reserved:
             if event.channel == ERASE_CHANNEL:
-                self._erased += positions_in(json.loads(event.data)) or []
+                self._erased += positions_in(said(event)) or []
 
     def _forget_erased(self) -> None:
         # What the log says is there now, whatever the event says: so nobody can make memory forget what was not erased.
         while self._erased:
             known = self._hub.span
             first, last = self._erased[-1]
-            first, last = max(first, known[0]), min(last, known[1])
-            if first <= last:
-                self._hub.replace(self._log.read_at(first, last))
+            last = min(last, known[1])
+            for start in range(max(first, known[0]), last + 1, _ERASED_AT_ONCE):
+                self._hub.replace(self._log.read_at(start, min(last, start + _ERASED_AT_ONCE - 1)))
             self._erased.pop()
 
     def _bring_back(self) -> None:
+        # Set first: what fails must not fail every tick.
+        self._bring_at = self._clock() + _BRING_BACK_SECONDS * (0.75 + 0.5 * self._jitter())
         if not self._apart_said:
             self._apart_said = True
             logger.warning(
@@ -368,11 +386,15 @@ class Publisher:
                 self._lock_holder(),
                 _BLOCKED_ADVICE,
             )
-        if self._sequencer.bring_back():
-            self._apart_said = False
-            self._bring_at = self._clock()
-        else:
-            self._bring_at = self._clock() + _BRING_BACK_SECONDS * (0.75 + 0.5 * self._jitter())
+        try:
+            if self._sequencer.bring_back():
+                self._bring_at = self._clock()
+            self._bring_failure = ""
+        except StorageUnavailable as error:
+            # Events arrive from where they are.
+            if self._bring_failure != str(error):
+                self._bring_failure = str(error)
+                logger.warning("legacy_poll: events stay in legacy_poll_apart: %s", error)
 
     def _trim(self, glance: Glance) -> None:
         # The interval, spread over the workers. Set first: a trim that fails must not fail every tick.
@@ -422,3 +444,13 @@ class Publisher:
         bound = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, 10)
         return bound * (0.5 + 0.5 * self._jitter())
+
+
+def _holes(position: int, events: Sequence[Event]) -> List[Tuple[int, int]]:
+    """The first and last positions that are missing behind *position*, up to the last of *events*."""
+    holes = []
+    for event in events:
+        if event.position > position + 1:
+            holes.append((position + 1, event.position - 1))
+        position = event.position
+    return holes

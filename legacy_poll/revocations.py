@@ -13,11 +13,11 @@ A token's time is of a server's clock, an event's of the database's, and the two
 
 from __future__ import annotations
 
-import json
 import threading
+import time
 from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
-from .events import REVOKE_CHANNEL, Event, seconds_of
+from .events import REVOKE_CHANNEL, Event, said, seconds_of
 
 __all__ = ["Revocations"]
 
@@ -29,11 +29,16 @@ class Revocations:
     """What this worker knows of revocations.
 
     Args:
-        host_time_of: What this host's clock said at a time of the database's: RFC 3339 to seconds since 1970.
+        host_time_of: What this host's clock said at a time of the database's: RFC 3339 to seconds since 1970;
+            ValueError for a text that is no time.
+        wall: This host's time, seconds since 1970.
     """
 
-    def __init__(self, *, host_time_of: Callable[[str], float] = seconds_of) -> None:
+    def __init__(
+        self, *, host_time_of: Callable[[str], float] = seconds_of, wall: Callable[[], float] = time.time
+    ) -> None:
         self._host_time_of = host_time_of
+        self._wall = wall
         self._lock = threading.Lock()
         self._by_subject: Dict[str, int] = {}
         self._times: Dict[str, float] = {}
@@ -78,7 +83,13 @@ class Revocations:
 
     def _moment_of(self, event: Event) -> float:
         at = _says(event)[1]
-        return self._host_time_of(event.time) if at is None else at
+        if at is not None:
+            return at
+        try:
+            return self._host_time_of(event.time)
+        except ValueError:
+            # Somebody changed the row. Whoever has a right again gets a new token from now on.
+            return self._wall()
 
     def _take(self, subject: str, event: Event, moment: float) -> None:
         with self._lock:
@@ -98,7 +109,7 @@ class Revocations:
 
 def _says(event: Event) -> Tuple[Optional[str], Optional[float]]:
     """Whose right *event* revokes, and when by a server's clock, if it says so."""
-    says = json.loads(event.data) if event.channel == REVOKE_CHANNEL else None
+    says = said(event) if event.channel == REVOKE_CHANNEL else None
     if not isinstance(says, dict) or not isinstance(says.get("subject"), str):
         return None, None
     at = says.get("at")

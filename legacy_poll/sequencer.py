@@ -381,7 +381,8 @@ class Sequencer:
         known: Set[str] = set()
         for start in range(0, len(given), 500):
             # What has been trimmed is forgotten, also where its row is still there.
-            for table in tables_of(glance.apart_from is not None):
+            # Those apart first: an event that is brought back between the two questions is found by the second one.
+            for table in reversed(tables_of(glance.apart_from is not None)):
                 query = select(table.c.id).where(
                     table.c.id.in_(given[start : start + 500]), table.c.position >= glance.oldest
                 )

@@ -76,9 +76,6 @@ _LOCK_EVENTS = text(
 # An erasure of one of them waits, or makes this wait for the next time.
 _LOCK_APART = text("SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most FOR UPDATE NOWAIT")
 _BRING = text(
-    "SELECT MAX(position) FROM (SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most) AS some"
-)
-_BRING = text(
     "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
     " SELECT position, id, channel, type, data, published_at, mark FROM legacy_poll_apart WHERE position <= :last"
 )

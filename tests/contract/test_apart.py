@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from flask import Flask
+from sqlalchemy import event as listening
+from sqlalchemy.engine import Engine
 
-from legacy_poll import schema, upkeep
+from legacy_poll import LegacyPoll, schema, upkeep
 from legacy_poll.errors import CursorExpired, CursorUnknown
 from legacy_poll.storage.erasing import Erased, What, erase
 from legacy_poll.tables import apart
@@ -113,6 +116,45 @@ def test_ids_that_are_apart_are_known(store, report):
     store.publish("first", id="given")
     store.drain()
     store.publish("again", id="given")
+    store.drain()
+    assert store.data() == [1, 2, 3, "first"]
+
+
+@pytest.mark.parametrize("asks", ["the sequencer", "the publish route"])
+def test_an_id_is_known_also_when_its_event_is_brought_back_between_the_questions(
+    store, report, make_store, engine, asks
+):
+    """Two statements, one for each table: the event moves from the one to the other in between."""
+    store.publish("first", id="given")
+    store.drain()
+    other = make_store()
+    report.rollback()
+    asked, brought = [], []
+
+    def bring(connection, cursor, statement, *rest):
+        if "legacy_poll_event.id IN (" in statement or "legacy_poll_apart.id IN (" in statement:
+            asked.append(statement)
+            if len(asked) == 1:
+                brought.append(bring_back(other))
+
+    row = {"id": "given", "channel": "orders", "data": "again", "type": "message"}
+    if asks == "the sequencer":
+        store.publish("again", id="given")
+    glance = store.log.glance()
+    app = Flask(__name__)
+    poll = LegacyPoll(app, engine=engine, public=True)
+    listening.listen(Engine, "after_cursor_execute", bring)
+    try:
+        if asks == "the sequencer":
+            assert store.sequencer.move(glance).duplicates == 1
+        else:
+            with app.app_context():
+                assert poll.publish_rows([row]) == [{"id": "given", "duplicate": True}]
+    finally:
+        listening.remove(Engine, "after_cursor_execute", bring)
+        with app.app_context():
+            poll.stop()
+    assert (len(asked), brought) == (2, [1])
     store.drain()
     assert store.data() == [1, 2, 3, "first"]
 

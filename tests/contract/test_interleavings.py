@@ -302,6 +302,34 @@ def test_an_id_given_by_hand_below_the_mark_is_found_by_the_next_sweep(make_stor
 
 
 @postgresql
+@pytest.mark.parametrize("marked", [False, True])
+def test_ids_given_by_hand_ahead_of_the_sequence_make_no_mark(make_store, engine, marked):
+    """Behind such a mark the sequence's own ids would come below it: late, and found out of order."""
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq RESTART WITH 1")
+    now = [0.0]
+    store = make_store(mark_rows=10, clock=lambda: now[0])
+    for _ in range(3 if marked else 0):
+        run(engine, series(engine, 10))
+        store.move()
+    before = store.backlog.mark
+    assert (before > NO_MARK) == marked
+    by_hand = "INSERT INTO legacy_poll_outbox (id, channel, data) SELECT %d + n, 'hand', '1' FROM "
+    for start in (500_000, 600_000, 700_000):
+        now[0] += 10
+        run(engine, by_hand % start + "generate_series(1, 10) AS n")
+        store.move()
+    assert store.waiting() == 0
+    assert store.backlog.mark <= 31
+    # No sweep is due, and what comes now is found at the next look.
+    for number in range(5):
+        store.publish(number)
+        assert store.log.glance().waiting
+        store.move()
+    assert store.data(channels=["orders"]) == [0, 1, 2, 3, 4]
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq RESTART WITH 1000000")
+
+
+@postgresql
 def test_no_mark_is_taken_while_a_writer_has_not_been_identified(make_store, engine, begin):
     store = make_store(mark_rows=10, clock=lambda: 0.0)
     quiet = begin()

@@ -682,7 +682,19 @@ def test_a_hole_among_recent_events_costs_one_start_and_not_one_at_every_event(w
     assert len(told()) == 1
 
 
-def test_several_holes_are_passed_one_by_one(worker, told):
+def starts_of(hub):
+    """Where *hub* starts afresh, from now on."""
+    starts, prime = [], hub.prime
+
+    def primes(cursor):
+        starts.append(cursor)
+        prime(cursor)
+
+    hub.prime = primes
+    return starts
+
+
+def test_several_holes_are_passed_at_once_and_each_is_said(worker, told):
     for _ in range(20):
         worker.log.append("orders")
     for position in (3, 4, 9, 19):
@@ -693,6 +705,44 @@ def test_several_holes_are_passed_one_by_one(worker, told):
     assert [line.split("missing")[0] for _, line in told()] == [
         "legacy_poll: the events from position %d to %d are " % each for each in ((3, 4), (9, 9), (19, 19))
     ]
+
+
+def test_many_holes_cost_one_start_and_a_few_lines(worker, told):
+    """Every other row deleted: each had been a start of its own, with a read of all revocations, and a line."""
+    for _ in range(200):
+        worker.log.append("orders")
+    worker.log.events = [each for each in worker.log.events if each.position % 2 == 0]
+    starts = starts_of(worker.hub)
+    assert worker.settle() < 6
+    assert [each.position for each in starts] == [0, 199]
+    assert worker.seen(worker.log.cursor(199)) == [200]
+    lines = [line for _, line in told()]
+    assert len(lines) == 6
+    assert "from position 9 to 9 are missing" in lines[4]
+    assert lines[5] == "legacy_poll: so are events in 95 more places, up to position 199"
+    # Said once, also when it starts afresh for another reason.
+    worker.hub.prime(worker.log.cursor(0))
+    worker.settle()
+    assert len(told()) == 6
+    # What is missing behind is news.
+    worker.log.append("orders")
+    gone = worker.log.append("orders")
+    worker.log.append("orders")
+    worker.log.events.remove(gone)
+    worker.settle()
+    assert "from position 202 to 202 are missing" in told()[-1][1]
+    assert worker.seen(worker.log.cursor(202)) == [203]
+
+
+def test_what_is_missing_from_another_log_is_said_again(worker, told):
+    for log_id in ("log", "another log"):
+        worker.log.replace(log_id)
+        for _ in range(5):
+            worker.log.append("orders")
+        del worker.log.events[2]
+        worker.settle()
+        assert worker.hub.cursor == worker.log.cursor(5)
+    assert sum("position 3 to 3 are missing" in line for _, line in told()) == 2
 
 
 def test_a_hole_at_the_end_is_passed_too(worker, told):
@@ -748,6 +798,39 @@ def test_events_that_were_erased_leave_the_memory(worker):
     assert worker.seen() == [1, 2, 4, 5]
     # A cursor behind it is good: the mark stays.
     assert worker.seen(worker.log.cursor(3)) == [4, 5]
+
+
+def test_an_erasure_of_everything_is_read_in_parts(worker):
+    for _ in range(2500):
+        worker.log.append("orders")
+    worker.settle()
+    parts, read_at = [], worker.log.read_at
+    worker.log.read_at = lambda first, last: parts.append((first, last)) or read_at(first, last)
+    for number in range(2, 2500):
+        erased = worker.log.events[number]
+        worker.log.events[number] = replace(
+            erased, id="new-%d" % number, channel="$erased", data="null", mark=erased.check
+        )
+    worker.log.append("$erase", '{"positions": [[1, 9223372036854775807]]}', type="erase")
+    worker.settle()
+    span = worker.hub.span
+    assert [last - first < 1000 for first, last in parts] == [True] * 3
+    assert (parts[0][0], parts[-1][1]) == span
+    assert worker.hub.remembered == span[1] - span[0] + 1
+    assert worker.seen() == [1, 2]
+
+
+@pytest.mark.parametrize("data", ["{", "null", "[]", '"a"', "1" * 5000, "[" * 100_000, '{"positions": 7}'])
+@pytest.mark.parametrize("channel", ["$erase", "$revoke"])
+def test_a_row_of_ours_that_somebody_changed_stops_nothing(worker, channel, data):
+    """A tick had failed at it, again and again."""
+    worker.log.append("orders")
+    worker.settle()
+    worker.log.append(channel, data)
+    worker.log.append("orders")
+    worker.settle()
+    assert worker.publisher.failure is None
+    assert worker.seen() == [1, 3]
 
 
 def test_memory_forgets_only_what_the_log_has_erased(worker):
@@ -848,6 +931,33 @@ def test_what_is_apart_is_brought_back_as_soon_as_it_can_be(worker, told):
     worker.clock.now += 3
     worker.step()
     assert worker.sequencer.brought == 4
+    # Said once for each time that something goes apart, however often it is tried.
     said = [line for _, line in told() if "legacy_poll_apart" in line]
-    assert len(said) == 2
+    assert len(said) == 1
     assert "locked by: pid 4711" in said[0]
+    worker.sequencer.apart = [10]
+    worker.clock.now += 3
+    worker.steps(2)
+    assert worker.sequencer.apart == []
+    assert len([line for _, line in told() if "legacy_poll_apart" in line]) == 2
+
+
+def test_what_cannot_be_brought_back_fails_no_tick_and_is_said_once(worker, told):
+    worker.settle()
+    glance = worker.log.glance
+    worker.log.glance = lambda: replace(glance(), apart_from=1)
+    tries = []
+
+    def fails():
+        tries.append(worker.clock.now)
+        raise StorageUnavailable("may not insert")
+
+    worker.sequencer.bring_back = fails
+    for number in range(1, 5):
+        worker.log.append("orders")
+        worker.steps(3)
+        assert worker.publisher.failure is None
+        assert worker.seen()[-1] == number
+        worker.clock.now += 3
+    assert len(tries) == 4
+    assert sum("stay in legacy_poll_apart: may not insert" in line for _, line in told()) == 1

@@ -57,6 +57,26 @@ def test_a_time_that_is_none_does_not_count(revocations, off, at):
     assert not revocations.outdates("u7", HERE + off + 0.001)
 
 
+@pytest.mark.parametrize("time", ["", "yesterday", "2026-01-02 03:04:05", "0000-00-00T00:00:00.000Z"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_time_that_somebody_spoiled_counts_as_now(off, time, loaded):
+    """By hand, in the log: nothing fails at it, and no token from before is good."""
+    revocations = Revocations(host_time_of=lambda time: seconds_of(time) + off, wall=lambda: HERE + 50)
+    if loaded:
+        assert revocations.load([revocation(time=time)], upto=1) == ["u7"]
+    else:
+        assert revocations.note(revocation(time=time)) == "u7"
+    assert revocations.outdates("u7", HERE + 50)
+    assert not revocations.outdates("u7", HERE + 50.001)
+
+
+@pytest.mark.parametrize("data", ["", "{", "null", "[]", '"u7"', "[" * 100_000, '{"subject": 7}'])
+def test_data_that_say_nothing_revoke_nobody(revocations, data):
+    event = Event(1, "id-1", REVOKE_CHANNEL, "revoke", data, TIME, None)
+    assert revocations.note(event) is None
+    assert revocations.load([event], upto=1) == []
+
+
 def test_a_number_that_is_none_does_not_count(revocations, off):
     data = '{"subject": "u7", "at": NaN}'
     revocations.note(Event(1, "id", REVOKE_CHANNEL, "revoke", data, TIME, None))
