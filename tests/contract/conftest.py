@@ -161,3 +161,17 @@ def begin(engine):
     yield begin
     for connection in opened:
         connection.close()
+
+
+@pytest.fixture
+def set_global(database_url, mariadb):
+    """Sets a variable of the MariaDB server for the connections made from then on, until the test ends."""
+    before = {}
+
+    def set_global(name, value):
+        before.setdefault(name, mariadb.execute("SELECT @@GLOBAL.{}".format(name)).strip())
+        mariadb.execute("SET GLOBAL {} = {!r}".format(name, value))
+
+    yield set_global
+    for name, value in before.items():
+        mariadb.execute("SET GLOBAL {} = {}".format(name, value if value.isdigit() else repr(value)))

@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+import sqlalchemy
 from sqlalchemy import func, select, text
 
 from legacy_poll.backlog import Backlog
@@ -17,6 +18,21 @@ from legacy_poll.tables import apart, event, log, outbox, set_aside
 
 two_writers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
 one_writer = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+#: Of PostgreSQL.
+drivers = pytest.mark.parametrize(
+    "driver",
+    [
+        pytest.param(
+            "postgresql+psycopg",
+            marks=pytest.mark.skipif(
+                sqlalchemy.__version__.startswith("1."), reason="SQLAlchemy 1.4 does not know it"
+            ),
+        ),
+        "postgresql+psycopg2",
+    ],
+)
 
 SERIES = {
     "sqlite": "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {0}) SELECT n FROM s) AS s",

@@ -15,38 +15,9 @@ from sqlalchemy import create_engine, select, text
 from legacy_poll import schema
 from legacy_poll.errors import BacklogTooLarge, SchemaError
 from legacy_poll.tables import log
-from tests.contract.store import run
+from tests.contract.store import drivers, on_mariadb, on_postgresql, run
 from tests.servers import database_name
 from tests.waiting import until
-
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-drivers = pytest.mark.parametrize(
-    "driver",
-    [
-        pytest.param(
-            "postgresql+psycopg",
-            marks=pytest.mark.skipif(
-                sqlalchemy.__version__.startswith("1."), reason="SQLAlchemy 1.4 does not know it"
-            ),
-        ),
-        "postgresql+psycopg2",
-    ],
-)
-
-
-@pytest.fixture
-def set_global(database_url, mariadb):
-    """Sets a variable of the MariaDB server for the connections made from then on, until the test ends."""
-    before = {}
-
-    def set_global(name, value):
-        before.setdefault(name, mariadb.execute("SELECT @@GLOBAL.{}".format(name)).strip())
-        mariadb.execute("SET GLOBAL {} = {!r}".format(name, value))
-
-    yield set_global
-    for name, value in before.items():
-        mariadb.execute("SET GLOBAL {} = {}".format(name, value if value.isdigit() else repr(value)))
 
 
 @pytest.fixture

@@ -482,6 +482,16 @@ def test_a_connection_that_is_not_used_is_closed(shop):
     assert metrics(gunicorn)["parked"] == "0"
 
 
+def hear_the_same(gunicorn, clients, cursor, data):
+    """All of *clients* ask and are held, *data* is published, and all get one answer; returns its cursor."""
+    for client in clients:
+        client.ask(cursor)
+    until_held(gunicorn, len(clients))
+    say(gunicorn, data)
+    [answer] = {undated(client.raw()) for client in clients}
+    return understood(answer)[1]
+
+
 def test_a_worker_that_stood_still_answers_what_came_meanwhile(shop):
     gunicorn = shop()
     [process] = gunicorn.workers
@@ -489,12 +499,7 @@ def test_a_worker_that_stood_still_answers_what_came_meanwhile(shop):
     clients = [Client(gunicorn) for _ in range(600)]
     cursor = head(gunicorn)
     for turn in range(2):
-        for client in clients:
-            client.ask(cursor)
-        until_held(gunicorn, len(clients))
-        say(gunicorn, turn)
-        [answer] = {undated(client.raw()) for client in clients}
-        cursor = understood(answer)[1]
+        cursor = hear_the_same(gunicorn, clients, cursor, turn)
     with gunicorn.paused(process):
         # gunicorn's keepalive, 2 s here, ends meanwhile: a machine that was moved, a container without CPU time.
         over = time.monotonic() + 3
@@ -547,13 +552,7 @@ def test_a_thousand_cycles_leave_no_descriptor_and_no_place(shop):
     clients = [Client(gunicorn) for _ in range(50)]
     cursor = head(gunicorn)
     for turn in range(20):
-        for client in clients:
-            client.ask(cursor)
-        until_held(gunicorn, len(clients))
-        say(gunicorn, turn)
-        answers = {undated(client.raw()) for client in clients}
-        [answer] = answers
-        cursor = understood(answer)[1]
+        cursor = hear_the_same(gunicorn, clients, cursor, turn)
     # The first two polls of the first connection, and the first ones of the others.
     assert 50 < asked(gunicorn) <= 100
     for client in clients[:25]:
