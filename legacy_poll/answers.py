@@ -17,6 +17,7 @@ from .errors import (
     MethodNotAllowed,
     NotFound,
     RequestError,
+    SchemaMissing,
     StorageUnavailable,
     TooManyPolls,
     Unauthorized,
@@ -37,6 +38,11 @@ __all__ = [
     "register_error_shape",
 ]
 
+#: What clients are told, who need not know more; and whether it is the tables that are not as they must be.
+_NOT_READY = {
+    False: "the database does not answer; try again later",
+    True: "the tables of the event log are not ready; the server's log says why; try again later",
+}
 #: Clients are asked to come back within this many seconds, and a second more for each 100 polls held.
 _RETRY_SECONDS = 5
 _LONGEST_RETRY_SECONDS = 60
@@ -84,7 +90,7 @@ def refusal(error: LegacyPollError, runtime: Optional[Runtime]) -> Answer:
         except (StorageUnavailable, RequestError) as failure:
             error = failure  # the database does not answer, or too many ask it
     if isinstance(error, StorageUnavailable) and not isinstance(error, NotReady):
-        error = NotReady("the database does not answer; try again later", error.code)
+        error = NotReady(_NOT_READY[isinstance(error, SchemaMissing)], error.code)
     again = isinstance(error, StorageUnavailable) or getattr(error, "again_later", False)
     return render_error(error, retry_after=_retry_after(runtime) if again else None)
 

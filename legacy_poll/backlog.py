@@ -179,6 +179,7 @@ class Backlog:
                 that the sequence has not given out yet makes no candidate.
         """
         self._moved = 0
+        self._candidate = self._ready = None
         self._last_id_sql = self._dialect.last_id_sql(connection)
         if not self._last_id_sql:
             return

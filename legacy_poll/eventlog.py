@@ -37,7 +37,7 @@ from .events import (
 )
 from .storage.ages import KnownFor, earlier
 from .storage.apart import at_position, count_in, first_apart, last_beginning_in, last_in, tables_of, together
-from .storage.repair import EMPTY, misplaced
+from .storage.repair import EMPTY, damage, misplaced
 from .tables import event, log, outbox
 
 __all__ = ["EventLog", "Bounds", "Glance", "Trimmed", "append", "append_revocation"]
@@ -553,6 +553,8 @@ class EventLog:
         if bounds.apart_from is not None:
             # Whoever has the end of the table locked has more of it locked, and what is apart is the youngest.
             return Trimmed(0)
+        if self._database.read(lambda connection: damage(connection, both=self._keeps_apart)) is not None:
+            return Trimmed(0)  # where it begins cannot be relied on, until it is repaired
         oldest, looked_at_all = self._database.read(
             lambda connection: self._first_to_keep(connection, bounds, now)
         )
@@ -593,7 +595,16 @@ class EventLog:
                 .order_by(event.c.position)
                 .limit(1)
             ).scalar()
-            everywhere = young is not None or upto == bounds.head
+            if young is None and upto < bounds.head:
+                # At once past positions where nothing is: there may be more of them than windows in a year.
+                following = (
+                    select(event.c.position)
+                    .where(event.c.position > upto, event.c.position <= bounds.head)
+                    .order_by(event.c.position)
+                    .limit(1)
+                )
+                young = connection.execute(following).scalar()
+                return (bounds.head + 1, True) if young is None else (young, False)
             first = upto + 1 if young is None else young
         return first, everywhere
 
@@ -703,6 +714,8 @@ def _pages(
         for row in page:
             if channels is not None and row[2] not in channels:
                 continue  # one to the database's collation, and another channel all the same
+            if events and row[0] == events[-1].position:
+                continue  # in both tables: somebody has copied it by hand
             found = Event(*row)
             total += found.size
             if events and (len(events) >= limit or total > max_bytes):

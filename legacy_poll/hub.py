@@ -209,6 +209,13 @@ class Hub:
                 self._by_channel.update(by_channel)
             self._memo.clear()
 
+    def forget(self, upto: int) -> None:
+        """Forgets the events up to the position *upto*: only the log can tell those who are before it."""
+        with self._lock:
+            while self._tail and self._tail[0].position <= upto:
+                self._forget_one()
+            self._memo.clear()
+
     def join(
         self,
         channels: Channels,
@@ -349,15 +356,18 @@ class Hub:
         self._by_channel.setdefault(event.channel, deque()).append(event)
 
     def _forget_oldest(self) -> None:
-        assert self._floor is not None
         while len(self._tail) > self._tail_events or (self._bytes > self._tail_bytes and self._tail):
-            oldest = self._tail.popleft()
-            self._bytes -= oldest.size + _EVENT_BYTES
-            on_channel = self._by_channel[oldest.channel]
-            on_channel.popleft()
-            if not on_channel:
-                del self._by_channel[oldest.channel]
-            self._floor = self._floor.after(oldest.position, oldest.id, oldest.mark)
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        assert self._floor is not None
+        oldest = self._tail.popleft()
+        self._bytes -= oldest.size + _EVENT_BYTES
+        on_channel = self._by_channel[oldest.channel]
+        on_channel.popleft()
+        if not on_channel:
+            del self._by_channel[oldest.channel]
+        self._floor = self._floor.after(oldest.position, oldest.id, oldest.mark)
 
     def _remove(self, group: Group) -> None:
         key = (group.channels, group.ahead)

@@ -16,7 +16,7 @@ import logging
 import random
 import threading
 import time
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Set, Tuple
 
 from .config import Settings
 from .cursors import Cursor, check_of
@@ -234,6 +234,7 @@ class Publisher:
             self._forget_erased()
         if glance.apart_from is None:
             self._apart_said = False
+            self._bring_failure = ""
         elif self._clock() >= self._bring_at:
             self._bring_back()
         if self._clock() >= self._trim_at:
@@ -262,6 +263,7 @@ class Publisher:
                 glance.cursor,
             )
             self._log.begin_anew()
+            self._hole = ("", 0)
         self._on_prime()
         self._hub.prime(cursor)
 
@@ -367,13 +369,21 @@ class Publisher:
 
     def _forget_erased(self) -> None:
         # What the log says is there now, whatever the event says: so nobody can make memory forget what was not erased.
-        while self._erased:
-            known = self._hub.span
-            first, last = self._erased[-1]
-            last = min(last, known[1])
-            for start in range(max(first, known[0]), last + 1, _ERASED_AT_ONCE):
-                self._hub.replace(self._log.read_at(start, min(last, start + _ERASED_AT_ONCE - 1)))
-            self._erased.pop()
+        first, last = self._hub.span
+        erased = sorted((max(low, first), min(high, last)) for low, high in self._erased)
+        done = first - 1
+        for low, high in erased:
+            # Erased ones lie scattered, so the log is read in parts and not for each of them.
+            for start in range(max(low, done + 1), high + 1, _ERASED_AT_ONCE):
+                done = min(start + _ERASED_AT_ONCE - 1, last)
+                there = {event.position: event for event in self._log.read_at(start, done)}
+                named = _positions(erased, start, done)
+                self._hub.replace([there[position] for position in named if position in there])
+                gone = [position for position in named if position not in there]
+                if gone:
+                    # Trimmed before this look, or deleted. So only the log can tell those who are before it.
+                    self._hub.forget(gone[-1])
+        self._erased.clear()
 
     def _bring_back(self) -> None:
         # Set first: what fails must not fail every tick.
@@ -454,3 +464,11 @@ def _holes(position: int, events: Sequence[Event]) -> List[Tuple[int, int]]:
             holes.append((position + 1, event.position - 1))
         position = event.position
     return holes
+
+
+def _positions(ranges: Sequence[Tuple[int, int]], first: int, last: int) -> List[int]:
+    """Those from *first* to *last* that are in one of *ranges*, in order."""
+    found: Set[int] = set()
+    for low, high in ranges:
+        found.update(range(max(low, first), min(high, last) + 1))
+    return sorted(found)

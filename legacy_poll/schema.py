@@ -17,15 +17,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Iterator, List, Mapping, Optional
 
-from sqlalchemy import Column, MetaData, String, Table, inspect, text
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from .config import Settings
 from .database import Database
 from .errors import ConfigError, LogDamaged, SchemaError, SchemaMissing, StorageBusy
 from .storage import repair as repairing
 from .storage.repair import Repaired
-from .tables import event, log
+from .tables import apart, event, log, metadata, set_aside, setting
 
 __all__ = [
     "upgrade",
@@ -50,8 +51,15 @@ _FIRST_REVISION = "1_0001"
 _NAMELESS = (
     "legacy_poll_version is empty or missing: nothing says what the tables are; run: legacy-poll repair"
 )
+#: Those that a repair makes anew, empty: what the others hold is a log without them.
+_REPLACEABLE = frozenset([log.name, apart.name, set_aside.name, setting.name])
 # As alembic makes it.
-_version_table = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
+_version_table = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=VERSION_TABLE + "_pkc"),
+)
 _UPGRADE_WAIT_SECONDS = 60
 #: alembic keeps what runs in globals of its modules, so one upgrade at a time in one process, whatever the database.
 _alembic = threading.Lock()
@@ -112,6 +120,9 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
         # A look first: with nothing to do, a worker that starts must not wait for anybody's open transaction.
         before = database.read(_version)
         if before is not None and _same_line(before) and before >= REVISION:
+            missing = database.read(_missing)
+            if missing:
+                raise LogDamaged(_incomplete(missing))
             return before
         return _upgrade_between_transactions(database, revision)
     finally:
@@ -136,10 +147,13 @@ def _upgrade(database: Database, connection: Connection, revision: str) -> Optio
 
     with database.dialect.upgrade_lock(connection):
         before = _version(connection)
-        if before is None and _is_nameless(connection):
-            raise LogDamaged(_NAMELESS)
         if before is not None and not _same_line(before):
             raise SchemaError(_other_line(before))
+        missing = _missing(connection)
+        if missing:
+            raise LogDamaged(_incomplete(missing))
+        if before is None and _is_nameless(connection):
+            raise LogDamaged(_NAMELESS)
         if before == REVISION or (before is not None and before > REVISION):
             return before
         config = Config()
@@ -202,9 +216,11 @@ def new_log(engine: Engine) -> str:
 def repair(engine: Engine) -> Repaired:
     """Makes the one row of ``legacy_poll_log`` fit the events, if it does not; safe to run again.
 
-    A log that was repaired has another identity: every client is told once to reload its state.
+    Tables that are missing are made, empty, if the rest is a log without them. A log that was repaired has another
+    identity: every client is told once to reload its state.
 
     Raises:
+        LogDamaged: Tables are missing that cannot be made anew.
         SchemaMissing: There are no tables, or they are older than this code needs.
         SchemaError: They are of another line.
         StorageUnavailable: The database failed; nothing was changed.
@@ -213,22 +229,30 @@ def repair(engine: Engine) -> Repaired:
 
     def work(connection: Connection) -> Repaired:
         with database.dialect.upgrade_lock(connection):
-            nameless = _is_nameless(connection)
-            if nameless:
+            missing, found = _missing(connection), _version(connection)
+            if not _REPLACEABLE.issuperset(missing):
+                raise LogDamaged(_incomplete(missing))
+            for name in missing:
+                metadata.tables[name].create(connection)
+            if found is not None and not missing:
+                return repairing.repair(connection, both=database.dialect.keeps_apart)
+            damage = _NAMELESS if found is None else _incomplete(missing)
+            if found is None:
                 # Emptied with all the others, or left out of a backup. What the tables are shows in their columns.
                 _version_table.create(connection, checkfirst=True)
-                columns = {each["name"] for each in inspect(connection).get_columns(event.name)}
-                found = REVISION if event.c.mark.name in columns else _FIRST_REVISION
+                found = _version_by_columns(connection)
                 connection.execute(
                     text("INSERT INTO %s (version_num) VALUES (:found)" % VERSION_TABLE), {"found": found}
                 )
-                if found != REVISION:
-                    return Repaired(_NAMELESS, "", 0, 1)
+            # Whoever restored some of the tables need not know that they were not all.
+            repairing.rename(connection)
+            if found != REVISION:
+                return Repaired(damage, "", 0, 1)
             repaired = repairing.repair(connection, both=database.dialect.keeps_apart)
-            return replace(repaired, damage=repaired.damage or _NAMELESS) if nameless else repaired
+            return replace(repaired, damage=repaired.damage or damage)
 
     try:
-        if not database.read(_is_nameless):
+        if not database.read(_is_nameless) and not database.read(_missing):
             _check_version(database)
         repaired = database.write(work)
         _check_version(database)  # tables of an older version first want to be upgraded
@@ -249,15 +273,31 @@ def check(database: Database) -> Optional[str]:
         SchemaError: They are of another line, or the database gives ids in an order that cannot be relied on.
         StorageUnavailable: The database failed.
     """
-    warnings = [_check_version(database)]
-    damage = database.read(_damage_of(database))
-    if damage is not None:
-        raise LogDamaged(damage)
+    warnings = [check_log(database)]
     disorder = database.read(database.dialect.disorder)
     if disorder is not None:
         raise SchemaError(disorder)
     warnings.append(database.read(database.dialect.inexact))
     return "; ".join(each for each in warnings if each) or None
+
+
+def check_log(database: Database) -> Optional[str]:
+    """As :func:`check`, of the version and of what is in the tables alone: it is safe to delete from the log.
+
+    Returns:
+        A warning for the operator, or None.
+
+    Raises:
+        SchemaMissing: There are no tables, or they are older than this code needs.
+        LogDamaged: What is in them is no log.
+        SchemaError: They are of another line.
+        StorageUnavailable: The database failed.
+    """
+    warning = _check_version(database)
+    damage = database.read(_damage_of(database))
+    if damage is not None:
+        raise LogDamaged(damage)
+    return warning
 
 
 def _check_version(database: Database) -> Optional[str]:
@@ -314,9 +354,44 @@ def _version(connection: Connection) -> Optional[str]:
     return value
 
 
+def _missing(connection: Connection) -> List[str]:
+    """The tables that are not there, while others of ours are."""
+    names = [table.name for table in metadata.sorted_tables]
+    there = {name for name in names if _has(connection, name)}
+    if there and (_version(connection) or _version_by_columns(connection)) == _FIRST_REVISION:
+        names.remove(apart.name)
+    return [name for name in names if name not in there] if there else []
+
+
+def _version_by_columns(connection: Connection) -> str:
+    if not _has(connection, event.name):
+        return REVISION
+    columns = {each["name"] for each in inspect(connection).get_columns(event.name)}
+    return REVISION if event.c.mark.name in columns else _FIRST_REVISION
+
+
+def _has(connection: Connection, name: str) -> bool:
+    try:
+        return bool(inspect(connection).has_table(name))
+    except DBAPIError:
+        return True  # MySQL does not show it to who may not read it
+
+
+def _incomplete(missing: List[str]) -> str:
+    if _REPLACEABLE.issuperset(missing):
+        be = "is" if len(missing) == 1 else "are"
+        return "%s %s missing; run: legacy-poll repair" % (" and ".join(missing), be)
+    return (
+        "the database has some of the tables of legacy_poll, and not %s: restore what is missing, or drop the rest of "
+        "them and run: legacy-poll upgrade (what was in them is gone then)" % " and ".join(missing)
+    )
+
+
 def _is_nameless(connection: Connection) -> bool:
-    """Whether the tables are there, and their version is not."""
-    return inspect(connection).has_table(log.name) and _version(connection) is None
+    """Whether there are tables of ours, and their version is not."""
+    if _version(connection) is not None:
+        return False
+    return any(_has(connection, table.name) for table in metadata.sorted_tables)
 
 
 def _same_line(version: str) -> bool:

@@ -123,7 +123,7 @@ def retry(database: Database, ids: Optional[Sequence[int]]) -> int:
         How many there were.
 
     Raises:
-        InvalidEvent: One of *ids* was too large to be kept whole; nothing was changed.
+        InvalidEvent: One of *ids* is not there, or was too large to be kept whole; nothing was changed.
         StorageUnavailable: The database failed; nothing was changed.
     """
 
@@ -156,6 +156,10 @@ def _chosen(connection: Any, ids: Optional[Sequence[int]], *, whole: bool = Fals
     if ids is not None:
         query = query.where(set_aside.c.id.in_(list(ids)))
     rows = connection.execute(query).all()
+    there = {row[0] for row in rows}
+    for each in ids or ():
+        if each not in there:
+            raise InvalidEvent("row", each, "there is none of this number among the rows that were set aside")
     for row in rows:
         if whole and ids is not None and row[1] is not None:
             raise InvalidEvent(

@@ -37,8 +37,9 @@ TRIGGER_CHANGES = (
     (
         "WHEN NOT EXISTS (SELECT 1 FROM legacy_poll_outbox WHERE id <> NEW.id)\n",
         "WHEN NOT EXISTS (SELECT 1 FROM legacy_poll_outbox WHERE id <> NEW.id)\n"
-        # No row, or events beyond the head: what the trigger cannot place waits, and is not lost.
-        "  AND EXISTS (SELECT 1 FROM legacy_poll_log)\n"
+        # No row, one that says nothing, or events beyond the head: what the trigger cannot place waits.
+        "  AND EXISTS (SELECT 1 FROM legacy_poll_log WHERE typeof(head) = 'integer' AND typeof(oldest) = 'integer'\n"
+        "    AND oldest BETWEEN 1 AND head + 1 AND head < 4611686018427387903)\n"
         "  AND NOT EXISTS (SELECT 1 FROM legacy_poll_event WHERE position > (SELECT head FROM legacy_poll_log))\n",
     ),
     (

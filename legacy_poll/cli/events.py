@@ -18,7 +18,7 @@ from ..cursors import Cursor
 from ..database import Database
 from ..errors import CursorGone, InvalidEvent, LegacyPollError, StorageUnavailable
 from ..eventlog import EventLog, append
-from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, MAX_DEPTH, RESERVED_PREFIX, Event, check_channels
+from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, MAX_DEPTH, RESERVED_PREFIX, Event, check_channels, said
 from ..wakeups import HostSender, directory_of
 from . import main, say, settled, signer
 from .tables import json_option, url_option
@@ -205,7 +205,7 @@ def _from_log(
     log: EventLog, channels: Tuple[str, ...], seconds: Optional[float], cursor_text: Optional[str]
 ) -> Iterator[Dict[str, Any]]:
     names = check_channels(channels) if channels else None
-    if cursor_text is not None:
+    if cursor_text is not None and cursor_text != "now":
         cursor = Cursor.parse(cursor_text)
     else:
         cursor = log.bounds().cursor if seconds is None else log.cursor_since(seconds)
@@ -220,11 +220,14 @@ def _from_log(
             )
         except CursorGone as error:
             behind = error.facts.get("oldest")
-            if behind is None:
+            if behind is not None and not past_holes:
+                click.echo("%s; going on with what there is" % error, err=True)
+                past_holes = True
+            elif behind is None:
                 click.echo("%s; going on from the end of the log" % error, err=True)
                 cursor = log.bounds().cursor
             else:
-                click.echo("%s; going on from there" % error, err=True)
+                click.echo("%s; going on from there" % error, err=True)  # they were trimmed
                 cursor = log.cursor_at(behind - 1)
             continue
         except StorageUnavailable as error:
@@ -241,7 +244,9 @@ def _from_log(
 
 
 def _as_dict(event: Event) -> Dict[str, Any]:
-    data = json.loads(event.data)
+    data = said(event)
+    if data is None and event.data != "null":
+        click.echo("the event at position %d has data that are not JSON" % event.position, err=True)
     return {"id": event.id, "channel": event.channel, "type": event.type, "data": data, "time": event.time}
 
 

@@ -10,6 +10,7 @@ import click
 from .. import schema, upkeep
 from ..cursors import MAX_POSITION
 from ..database import Database
+from ..errors import LogDamaged
 from ..eventlog import EventLog
 from ..storage.ages import SteadyClock
 from ..storage.erasing import What
@@ -92,7 +93,12 @@ def status(database_url: Optional[str], as_json: bool) -> None:
     """How many events there are, wait, or were set aside."""
     engine, settings = settled(database_url)
     database = Database(engine, settings)
-    found = upkeep.status(database, EventLog(database, settings))
+    try:
+        found = upkeep.status(database, EventLog(database, settings))
+    except LogDamaged as error:
+        # Nothing can be counted; but who asks is told in the same way as of any other damage.
+        say({"wrong": [str(error)]}, "WRONG         %s" % error, as_json=as_json)
+        return
     lines = [
         "schema        %s" % found.version,
         "log           %s" % found.log_id,
@@ -116,7 +122,7 @@ def trim(database_url: Optional[str], as_json: bool) -> None:
     """Delete now what the retention settings do not keep. The servers do so by themselves from time to time."""
     engine, settings = settled(database_url)
     database = Database(engine, settings, wait_seconds=_WAIT_SECONDS)
-    schema.check(database)
+    schema.check_log(database)
     log = EventLog(database, settings)
     total = 0
     steady = SteadyClock()
@@ -185,7 +191,7 @@ def erase(
         click.confirm("Erase the events of %s for good?" % ", ".join(named), abort=True)
     engine, settings = settled(database_url)
     database = Database(engine, settings, wait_seconds=_WAIT_SECONDS)
-    schema.check(database)
+    schema.check_log(database)
 
     def progress(events: int) -> None:
         if sys.stderr.isatty():
@@ -242,10 +248,8 @@ def drop(
 ) -> None:
     """Delete rows for good."""
     if not yes and (ids or everything):
-        click.confirm(
-            "Delete %s?" % ("all rows that were set aside" if everything else "%d rows" % len(ids)),
-            abort=True,
-        )
+        some = "1 row" if len(ids) == 1 else "%d rows" % len(ids)
+        click.confirm("Delete %s?" % ("all rows that were set aside" if everything else some), abort=True)
     _each(upkeep.drop, "deleted", database_url, as_json, everything, ids)
 
 

@@ -75,6 +75,11 @@ _LOCK_EVENTS = text(
 )
 # An erasure of one of them waits, or makes this wait for the next time.
 _LOCK_APART = text("SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most FOR UPDATE NOWAIT")
+# Somebody has copied them by hand, and left them here.
+_COPIED = text(
+    "DELETE a FROM legacy_poll_apart AS a JOIN legacy_poll_event AS e ON e.position = a.position AND e.id = a.id"
+    " WHERE a.position <= :last"
+)
 _BRING = text(
     "INSERT INTO legacy_poll_event (position, id, channel, type, data, published_at, mark)"
     " SELECT position, id, channel, type, data, published_at, mark FROM legacy_poll_apart WHERE position <= :last"
@@ -188,8 +193,9 @@ class MySQL(Dialect):
         if not positions:
             return 0
         last = {"last": max(positions)}
+        copied = int(connection.execute(_COPIED, last).rowcount)
         connection.execute(_BRING, last)
-        return int(connection.execute(_BROUGHT, last).rowcount)
+        return copied + int(connection.execute(_BROUGHT, last).rowcount)
 
     def lock_events(self, connection: Connection, first: int, last: int) -> None:
         # To wait here would keep the log's lock meanwhile, and with it everybody's events.

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, inspect, select, update
 from sqlalchemy.engine import Connection
 
+from ..errors import LogDamaged, shown
 from ..tables import event, log
 from .apart import tables_of
 
-__all__ = ["EMPTY", "Repaired", "damage", "misplaced", "repair"]
+__all__ = ["EMPTY", "Repaired", "damage", "misplaced", "rename", "repair"]
 
 _ADVICE = "; run: legacy-poll repair"
 #: What is said when there is no row.
 EMPTY = "legacy_poll_log is empty: nothing says where the log ends" + _ADVICE
+#: A head from which no program of anybody's has counted.
+_LAST_HEAD = 2**62
 _LASTS = [select(func.max(table.c.position)).scalar_subquery() for table in tables_of(True)]
 _FIRST = select(func.min(event.c.position)).scalar_subquery()
 
@@ -61,24 +64,39 @@ def damage(connection: Connection, *, both: bool) -> Optional[str]:
     if len(rows) > 1:
         return "legacy_poll_log has %d rows, and a log has one%s" % (len(rows), _ADVICE)
     head, oldest = rows[0][:2]
+    found = misplaced(head, oldest)
+    if found is not None:
+        return found
     last = max(each or 0 for each in rows[0][2:])
     if last > head:
         return (
             "legacy_poll_log says that the log ends at position %d, and there are events up to %d: one of the two "
             "tables was loaded or restored without the other%s" % (head, last, _ADVICE)
         )
-    return misplaced(head, oldest)
+    return None
 
 
-def misplaced(head: int, oldest: int) -> Optional[str]:
+def misplaced(head: Any, oldest: Any) -> Optional[str]:
     """What is wrong with a log that begins and ends there; None when nothing is."""
-    if 1 <= oldest <= head + 1:
+    if _is_place(head, oldest):
         return None
-    return "legacy_poll_log says that a log which ends at position %d begins at %d%s" % (
-        head,
-        oldest,
+    return "legacy_poll_log says that a log which ends at position %s begins at %s%s" % (
+        shown(head),
+        shown(oldest),
         _ADVICE,
     )
+
+
+def _is_place(head: Any, oldest: Any) -> bool:
+    # SQLite keeps what it is given, also a text.
+    return isinstance(head, int) and isinstance(oldest, int) and 1 <= oldest <= head + 1 <= _LAST_HEAD
+
+
+def rename(connection: Connection) -> None:
+    """Gives the log another identity, if it has its one row; else a repair does so."""
+    ids = connection.execute(select(log.c.log_id)).scalars().all()
+    if len(ids) == 1:
+        connection.execute(update(log).values(log_id=str(uuid.uuid4())))
 
 
 def repair(connection: Connection, *, both: bool) -> Repaired:
@@ -89,10 +107,22 @@ def repair(connection: Connection, *, both: bool) -> Repaired:
     if found is None:
         return Repaired(None, *rows[0])
     first, *lasts = connection.execute(select(_FIRST, *(_LASTS if both else _LASTS[:1]))).one()
-    head = max([row[1] for row in rows] + [last or 0 for last in lasts])
+    last = max(each or 0 for each in lasts)
+    if last >= _LAST_HEAD:
+        raise LogDamaged(
+            "legacy_poll_event has an event at position %d, behind which there is hardly a place for another; move or "
+            "delete it by hand, and run: legacy-poll repair" % last
+        )
+    heads = [row[1] for row in rows if isinstance(row[1], int) and row[1] < _LAST_HEAD]
+    head = max(heads + [last])
     # What cannot be is no reason to delete anything: then all that is there is retained.
-    oldest = min([row[2] for row in rows if 1 <= row[2] <= head + 1] or [first or head + 1])
+    oldest = min([row[2] for row in rows if _is_place(head, row[2])] or [first or head + 1])
     repaired = Repaired(found, str(uuid.uuid4()), head, oldest)
     connection.execute(delete(log))
     connection.execute(insert(log).values(log_id=repaired.log_id, head=repaired.head, oldest=repaired.oldest))
+    # How two rows came about: somebody has dropped it.
+    there = {each["name"] for each in inspect(connection).get_indexes(log.name)}
+    for index in log.indexes:
+        if index.name not in there:
+            index.create(connection)
     return repaired

@@ -223,6 +223,19 @@ def test_a_worker_that_is_killed_while_it_brings_them_back_leaves_each_in_one_pl
     assert store.data() == [1, 2, 3, 4, 5]
 
 
+def test_events_that_somebody_has_copied_by_hand_are_read_once_and_brought_back(store, report, engine):
+    start = store.log.cursor_at(0)
+    store.publish(4, 5, 6)
+    store.drain()
+    report.rollback()
+    run(engine, "INSERT INTO legacy_poll_event SELECT * FROM legacy_poll_apart WHERE position < 6")
+    for cursor in (None, store.log.cursor_at(2)):
+        assert store.data(cursor=cursor) == [1, 2, 3, 4, 5, 6][0 if cursor is None else 2 :]
+    assert bring_back(store) == 3
+    assert (store.positions(), store.count(apart)) == ([1, 2, 3, 4, 5, 6], 0)
+    assert store.data(cursor=start) == [1, 2, 3, 4, 5, 6]
+
+
 def test_nothing_goes_apart_while_code_may_serve_that_knows_nothing_of_it(store, report, engine):
     """A worker of an older version would pass over it: it shows by events without a mark."""
     report.rollback()

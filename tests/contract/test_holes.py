@@ -169,6 +169,24 @@ def test_a_trim_takes_old_events_past_holes_of_any_size(filled):
     assert store.log.bounds().oldest == 911
 
 
+@pytest.mark.parametrize("last", [10**7, 10**11, 2**61])
+@pytest.mark.parametrize("age", ["old", "young"])
+def test_a_trim_is_past_a_gap_at_once_however_wide_it_is(filled, last, age):
+    """By windows of positions it had taken an hour, with a transaction and a line on the terminal for each."""
+    store = filled(100, retention_seconds=3600)
+    set_times(store, dict.fromkeys(range(1, 101), YESTERDAY))
+    run(store.engine, "UPDATE legacy_poll_event SET position = :last WHERE position = 100", last=last)
+    run(store.engine, "UPDATE legacy_poll_log SET head = :last", last=last)
+    set_times(store, {last: YESTERDAY if age == "old" else NOW})
+    rounds = 1
+    while store.log.trim(NOW).more:
+        rounds += 1
+    assert rounds <= 3
+    assert store.positions() == [last]
+    assert store.data() == ([100] if age == "young" else [])
+    assert store.log.bounds().oldest == last + (age == "old")
+
+
 def test_a_trim_goes_on_behind_holes_until_everything_is_deleted(filled):
     """Batches of a sparse log have few positions in many: fewer than a full batch was taken for the end."""
     store = filled(3000, retention_seconds=3600)

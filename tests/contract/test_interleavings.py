@@ -434,6 +434,26 @@ def test_ids_that_go_back_while_a_mark_is_about_to_be_taken_are_noticed(make_sto
 
 
 @postgresql
+def test_a_candidate_is_forgotten_when_the_next_one_is_none(make_store, engine):
+    """The sequence goes back just before a candidate is chosen: the one before had become the mark, far above."""
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq MINVALUE 1 START WITH 1 RESTART WITH 1")
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    for _ in range(2):
+        run(engine, series(engine, 10))
+    store.database.read(lambda connection: store.backlog.choose(connection, 20))
+    assert store.backlog._candidate is not None
+    run(engine, "SELECT setval('legacy_poll_outbox_id_seq', 5)")
+    store.database.read(lambda connection: store.backlog.choose(connection, 20))
+    assert store.backlog._candidate is None
+    store.drain()
+    run(engine, "INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', '1')")
+    assert store.log.glance().waiting
+    store.drain()
+    assert store.data(channels=["orders"]) == [1]
+    run(engine, "ALTER SEQUENCE legacy_poll_outbox_id_seq RESTART WITH 100000")
+
+
+@postgresql
 def test_a_user_who_may_not_see_the_sequence_has_no_mark_and_every_event(make_store, engine, database_url):
     run(engine, "DROP ROLE IF EXISTS poll_server")
     run(engine, "CREATE ROLE poll_server LOGIN")

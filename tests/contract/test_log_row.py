@@ -153,19 +153,87 @@ def test_events_that_are_beyond_the_head_are_told_before_a_position_is_given_twi
         store.read(old)
 
 
-@pytest.mark.parametrize("head, oldest", [(3, 0), (3, 5), (3, 900), (-1, 1), (2, 1), (0, 1)])
+@pytest.mark.parametrize(
+    "head, oldest",
+    [(3, 0), (3, 5), (3, 900), (-1, 1), (2, 1), (0, 1), (2**62, 1), (2**63 - 1, 2), (3, 2**63 - 1)],
+)
 def test_bounds_that_cannot_be_are_told_and_repaired(store, engine, head, oldest):
     store.publish(1, 2, 3)
     store.drain()
     run(engine, "UPDATE legacy_poll_log SET head = :head, oldest = :oldest", head=head, oldest=oldest)
     with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
         schema.check(store.database)
+    # Who publishes meanwhile is not refused, and nothing of it is lost.
+    store.publish("meanwhile")
+    assert store.waiting() == 1
     # Another identity would say that all is well now.
     with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
         schema.new_log(engine)
     assert schema.repair(engine).head == 3
     run(engine, "UPDATE legacy_poll_log SET oldest = 1")
+    store.drain()
+    assert store.data() == [1, 2, 3, "meanwhile"]
     at_work(store)
+
+
+@one_writer
+@pytest.mark.parametrize("head, oldest", [("abc", 1), (3, "abc"), ("", ""), (b"3", 1), (3.5, 1)])
+def test_bounds_that_are_no_numbers_are_told_and_repaired(store, engine, head, oldest):
+    """SQLite keeps what it is given; the trigger had put what came at position 1."""
+    store.publish(1, 2, 3)
+    run(engine, "UPDATE legacy_poll_log SET head = :head, oldest = :oldest", head=head, oldest=oldest)
+    store.publish("meanwhile")
+    for ask in (
+        store.log.glance,
+        store.log.bounds,
+        lambda: schema.check(store.database),
+        lambda: schema.new_log(engine),
+    ):
+        with pytest.raises(LogDamaged, match="run: legacy-poll repair"):
+            ask()
+    assert (schema.repair(engine).head, store.waiting()) == (3, 1)
+    store.drain()
+    assert store.data() == [1, 2, 3, "meanwhile"]
+    at_work(store)
+
+
+def test_an_event_behind_which_there_is_no_place_is_named(store, engine):
+    store.publish(1, 2, 3)
+    store.drain()
+    run(engine, "UPDATE legacy_poll_event SET position = %d WHERE position = 2" % (2**63 - 1))
+    with pytest.raises(LogDamaged, match="events up to 9223372036854775807.*run: legacy-poll repair"):
+        schema.check(store.database)
+    with pytest.raises(LogDamaged, match="an event at position 9223372036854775807.* by hand"):
+        schema.repair(engine)
+    run(engine, "UPDATE legacy_poll_event SET position = 2 WHERE position > 3")
+    at_work(store)
+
+
+def test_a_repair_of_two_rows_makes_the_rule_again_that_forbids_them(store, engine):
+    store.publish(1, 2, 3)
+    store.drain()
+    on = " ON legacy_poll_log" if engine.dialect.name == "mysql" else ""
+    run(engine, "DROP INDEX legacy_poll_log_one_row" + on)
+    second = "INSERT INTO legacy_poll_log (log_id, head, oldest) VALUES ('another', 0, 1)"
+    run(engine, second)
+    assert "2 rows" in schema.faults(store.database)[0]
+    assert "2 rows" in schema.repair(engine).damage
+    with pytest.raises((IntegrityError, OperationalError)):
+        run(engine, second)
+    at_work(store)
+
+
+def test_a_log_that_is_to_be_repaired_is_not_trimmed_by_servers_either(make_store, engine):
+    """Where it begins is not to be relied on, and what is deleted is gone."""
+    store = make_store(retention_events=5)
+    store.publish(*range(20))
+    store.drain()
+    run(engine, "UPDATE legacy_poll_log SET head = 12, oldest = 9")
+    assert store.log.trim("2999-01-01T00:00:00.000Z").deleted == 0
+    assert len(store.positions()) == 20
+    schema.repair(engine)
+    store.log.trim(store.log.glance().now)
+    assert len(store.data()) == 5
 
 
 def test_repairs_at_once_are_one(store, engine, second_engine):
@@ -283,31 +351,62 @@ def test_a_version_that_was_emptied_with_all_tables_is_told_and_repaired(store, 
     at_work(store)
 
 
+TABLES = ("log", "apart", "set_aside", "setting", "version")
+
+
 @pytest.mark.parametrize("first", [False, True])
-def test_a_version_whose_table_is_gone_is_told_and_repaired(store, engine, first):
-    """A backup of the tables that somebody chose, without the one whose use he did not see."""
+@pytest.mark.parametrize("gone", TABLES + (("version", "log"), TABLES), ids=str)
+def test_tables_that_are_gone_are_told_and_made_anew(store, engine, gone, first):
+    """A backup of the tables that somebody chose, without those whose use he did not see."""
     store.publish(1, 2)
     store.drain()
+    old = store.log.bounds()
     if first:
         to_first_version(engine)
-    run(engine, "DROP TABLE legacy_poll_version")
-    for ask in (
-        lambda: schema.check(store.database),
-        lambda: schema.upgrade(engine),
-        lambda: schema.new_log(engine),
-    ):
-        with pytest.raises(LogDamaged, match="legacy_poll_version is .*missing.*run: legacy-poll repair"):
-            ask()
+    gone = {gone} if isinstance(gone, str) else set(gone)
+    there = {name for name in gone if not (first and name == "apart")}
+    for name in there:
+        run(engine, "DROP TABLE legacy_poll_" + name)
+    if there:
+        with pytest.raises(LogDamaged, match="legacy_poll_.* missing.*run: legacy-poll repair"):
+            schema.upgrade(engine)
+    if "version" in there:
+        for ask in (lambda: schema.check(store.database), lambda: schema.new_log(engine)):
+            with pytest.raises(LogDamaged, match="legacy_poll_version is .*missing.*run: legacy-poll repair"):
+                ask()
     if first:
         with pytest.raises(SchemaMissing, match="at version 1_0001 .*run: legacy-poll upgrade"):
             schema.repair(engine)
         assert schema.upgrade(engine) == "1_0001"
-    assert "missing" in (schema.repair(engine).damage or "missing")
-    assert schema.version(store.database) == schema.REVISION
+    repaired = schema.repair(engine)
+    # A connection of SQLite that has met a missing table may go on without it until it is opened anew.
+    engine.dispose()
+    assert first or "missing" in repaired.damage or "empty" in repaired.damage
     assert schema.repair(engine).damage is None
-    # The next upgrade finds what alembic itself would have made.
     assert schema.upgrade(engine) == schema.REVISION
+    # Whoever restored this is not asked for `new-log` as well.
+    assert (store.log.bounds().log_id == old.log_id) == (not there)
     assert store.data() == [1, 2]
+    at_work(store)
+
+
+@pytest.mark.parametrize(
+    "gone", ["event", "outbox", ("version", "event"), ("log", "outbox", "version")], ids=str
+)
+def test_what_cannot_be_made_anew_is_named_whatever_is_asked(make_store, engine, gone):
+    """`upgrade` had said that there is nothing to do, and every other command to run `upgrade`."""
+    store = make_store()
+    gone = (gone,) if isinstance(gone, str) else gone
+    for name in gone:
+        run(engine, "DROP TABLE legacy_poll_" + name)
+    named = "not .*legacy_poll_{}.*: restore what is missing, or drop the rest".format(gone[-1 % len(gone)])
+    named = named if gone[-1] != "version" else named.replace("version", "outbox")
+    for ask in (schema.upgrade, schema.repair):
+        with pytest.raises(LogDamaged, match=named):
+            ask(engine)
+    for table in ("outbox", "event", "apart", "log", "set_aside", "setting", "version"):
+        run(engine, "DROP TABLE IF EXISTS legacy_poll_" + table)
+    assert schema.upgrade(engine) is None
     at_work(store)
 
 

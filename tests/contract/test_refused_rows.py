@@ -467,6 +467,20 @@ def test_a_row_is_not_set_aside_for_a_connection_that_ended(store, insert_waitin
 
 # Rows that are put back.
 
+
+@pytest.mark.parametrize("work", [upkeep.retry, upkeep.drop])
+def test_a_number_that_no_row_has_changes_nothing_and_is_named(store, work):
+    store.insert(*[{"channel": "no spaces", "data": str(number)} for number in range(3)])
+    store.drain()
+    ids = [row["id"] for row in upkeep.set_aside_rows(store.database)]
+    with pytest.raises(InvalidEvent, match="row is 99999: there is none of this number"):
+        work(store.database, [ids[0], 99999, ids[1]])
+    assert (store.count(set_aside), store.count(outbox)) == (3, 0)
+    assert work(store.database, ids[:2]) == 2
+    with pytest.raises(InvalidEvent, match="row is {}: ".format(ids[0])):
+        work(store.database, ids[:1])
+
+
 WAITS = {
     "postgresql": "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted",
     # Not innodb_trx, which shows what it showed until nobody has asked for 0.1 s.

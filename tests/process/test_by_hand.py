@@ -229,6 +229,7 @@ def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_
     whole = status()
     assert whole["wrong"] == []
     terminal("UPDATE legacy_poll_log SET head = 3;")
+    assert terminal("SELECT count(*) FROM legacy_poll_log;").strip() == "1"
     advice = "there are events up to 5: one of the two tables was loaded or restored without the other; run: "
     assert [advice + "legacy-poll repair" in fault for fault in status()["wrong"]] == [True]
     assert "WRONG         legacy_poll_log says" in run("status").stdout
@@ -238,6 +239,10 @@ def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_
         assert advice + "legacy-poll repair" in done.stderr
     assert status()["log_id"] == whole["log_id"]
     assert terminal("SELECT count(*) FROM legacy_poll_event;").strip() == "5"
+    # In the same way where nothing can be counted.
+    terminal("UPDATE legacy_poll_log SET oldest = 5000;")
+    assert "begins at 5000; run: legacy-poll repair" in status()["wrong"][0]
+    assert run("status").stdout.startswith("WRONG         legacy_poll_log says")
     assert run("repair").returncode == 0
     assert status()["wrong"] == []
     assert run("new-log", "--yes").returncode == 0
@@ -261,3 +266,9 @@ def test_who_asks_for_a_time_gets_what_there_is_and_who_follows_is_told(serve, t
 
     assert tail("--since", "1h") == (wanted, "")
     assert tail("--since", "1h", "--channel", "orders") == (wanted, "")
+    # Who follows is told, once, and is given what there is.
+    before = get(gunicorn, stream(cursor=None, limit=1, timeout=0))
+    wanted = wanted[1:]
+    seen, told = tail("--cursor", before.cursor)
+    assert (before.data, seen) == ([2], wanted)
+    assert told.count("missing from the log; going on with what there is") == len(told.splitlines()) == 1

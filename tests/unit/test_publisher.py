@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from dataclasses import replace
@@ -734,6 +735,17 @@ def test_many_holes_cost_one_start_and_a_few_lines(worker, told):
     assert worker.seen(worker.log.cursor(202)) == [203]
 
 
+def test_a_hole_in_a_log_that_was_cut_back_is_said_though_it_is_before_one_that_was(worker, told):
+    for hole in (25, 13):
+        while worker.log.head < 30:
+            worker.log.append("orders")
+        worker.log.events = [each for each in worker.log.events if each.position != hole]
+        worker.settle()
+        assert "position {0} to {0} are missing".format(hole) in told()[-1][1]
+        worker.log.cut_back(10)
+        worker.settle()
+
+
 def test_what_is_missing_from_another_log_is_said_again(worker, told):
     for log_id in ("log", "another log"):
         worker.log.replace(log_id)
@@ -818,6 +830,52 @@ def test_an_erasure_of_everything_is_read_in_parts(worker):
     assert (parts[0][0], parts[-1][1]) == span
     assert worker.hub.remembered == span[1] - span[0] + 1
     assert worker.seen() == [1, 2]
+
+
+def test_an_erasure_of_scattered_events_reads_the_log_in_parts_too(worker):
+    """Every other one: each had been a read of its own, and the worker had stood still for half a minute."""
+    for _ in range(2500):
+        worker.log.append("orders")
+    worker.settle()
+    parts, read_at = [], worker.log.read_at
+    worker.log.read_at = lambda first, last: parts.append((first, last)) or read_at(first, last)
+    replaced, replace_in = [], worker.hub.replace
+    worker.hub.replace = lambda events: replaced.append(len(events)) or replace_in(events)
+    for number in range(1, 2500, 2):
+        erased = worker.log.events[number]
+        worker.log.events[number] = replace(
+            erased, id="new-%d" % number, channel="$erased", data="null", mark=erased.check
+        )
+    for start in range(2, 2501, 500):
+        ranges = [[position, position] for position in range(start, min(start + 500, 2501), 2)]
+        worker.log.append("$erase", json.dumps({"positions": ranges}), type="erase")
+    worker.settle()
+    assert parts == [(2, 1001), (1002, 2001), (2002, 2505)]
+    assert replaced == [500, 500, 250]
+    assert worker.seen() == list(range(1, 2501, 2))
+
+
+@pytest.mark.parametrize("how", ["trimmed", "deleted"])
+def test_an_erased_event_whose_row_is_gone_before_the_look_leaves_the_memory_too(worker, how):
+    """Another worker trimmed it meanwhile. It had been served from memory for as long as memory had it."""
+    for _ in range(6):
+        worker.log.append("orders")
+    worker.settle()
+    waiting = worker.hub.join(ORDERS, worker.log.cursor(), limit=10)
+    cursors = [worker.log.cursor(position) for position in range(7)]
+    worker.log.append("$erase", '{"positions": [[2, 3]]}', type="erase")
+    if how == "trimmed":
+        worker.log.events = [each for each in worker.log.events if each.position > 4]
+        worker.log.forget(6)
+    else:
+        worker.log.events = [each for each in worker.log.events if each.position not in (2, 3)]
+    worker.settle()
+    # Whoever is before it is to ask the log; the others are served as ever.
+    assert [worker.hub.join(ORDERS, cursors[before], limit=10) for before in (0, 1, 2)] == [None] * 3
+    assert worker.seen(cursors[3]) == [4, 5, 6]
+    worker.log.append("orders")
+    worker.settle()
+    assert [each.position for each in worker.hub.leave(waiting, limit=10).events] == [8]
 
 
 @pytest.mark.parametrize("data", ["{", "null", "[]", '"a"', "1" * 5000, "[" * 100_000, '{"positions": 7}'])
@@ -960,4 +1018,12 @@ def test_what_cannot_be_brought_back_fails_no_tick_and_is_said_once(worker, told
         assert worker.seen()[-1] == number
         worker.clock.now += 3
     assert len(tries) == 4
-    assert sum("stay in legacy_poll_apart: may not insert" in line for _, line in told()) == 1
+    said = lambda: sum("stay in legacy_poll_apart: may not insert" in line for _, line in told())  # noqa: E731
+    assert said() == 1
+    # Mended by somebody, and there again.
+    apart, worker.log.glance = worker.log.glance, glance
+    worker.steps(3)
+    worker.log.glance = apart
+    worker.clock.now += 3
+    worker.steps(3)
+    assert said() == 2
