@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, FrozenSet, Optional, Union
 
 from .catchup import CatchUp
 from .cursors import Cursor
-from .errors import Unauthorized
+from .errors import CursorUnknown, Unauthorized
 from .events import Batch
 from .hub import Group, Hub
 from .revocations import Revocations
@@ -60,15 +60,19 @@ class Stay:
         cursor: Where it stands.
         deadline: When its time is up, on the hold's clock.
         group: What it waits in.
+        asked: The cursor that it came with: what its client has seen, and no more.
     """
 
-    __slots__ = ("question", "cursor", "deadline", "group")
+    __slots__ = ("question", "cursor", "deadline", "group", "asked")
 
-    def __init__(self, question: Question, cursor: Cursor, deadline: float, group: Group) -> None:
+    def __init__(
+        self, question: Question, cursor: Cursor, deadline: float, group: Group, asked: Optional[Cursor]
+    ) -> None:
         self.question = question
         self.cursor = cursor
         self.deadline = deadline
         self.group = group
+        self.asked = asked
 
 
 class Hold:
@@ -166,20 +170,36 @@ class Hold:
             return Batch((), self._catchup.head())
         first = stay is None  # how far behind it may be is asked of the cursor that it came with
         cursor = question.cursor if stay is None else stay.cursor
+        asked = question.cursor if stay is None else stay.asked
         deadline = self._clock() + question.hold_seconds if stay is None else stay.deadline
         verified = cut_back = False  # in a hub that started afresh, a poll does so too
         while True:
             self.check(question.subject, question.authorised_at)
             if cursor is not None:
                 found = self._join(
-                    question, cursor, deadline, verified=verified, cut_back=cut_back, first=first, polls=polls
+                    question,
+                    cursor,
+                    deadline,
+                    asked,
+                    verified=verified,
+                    cut_back=cut_back,
+                    first=first,
+                    polls=polls,
                 )
                 if found is not None:
                     return found
             known = self._hub.cursor
-            batch = self._catchup.read_after(
-                cursor, channels=question.channels, limit=question.limit, first=first
-            )
+            try:
+                batch = self._catchup.read_after(
+                    cursor, channels=question.channels, limit=question.limit, first=first
+                )
+            except CursorUnknown:
+                if cursor == asked:
+                    raise
+                # It was moved on while it waited, over events that are not in the log any more and that its client
+                # has not seen: the log may still have all that follows what the client has.
+                cursor, verified, cut_back = asked, False, False
+                continue
             first = False
             if self.is_revoked(question):
                 continue  # while it was read
@@ -192,13 +212,26 @@ class Hold:
                 self.on_other_log()
 
     def enter_from_memory(
-        self, question: Question, cursor: Cursor, deadline: float, *, first: bool = True, polls: int = 1
+        self,
+        question: Question,
+        cursor: Cursor,
+        deadline: float,
+        *,
+        stay: Optional[Stay] = None,
+        polls: int = 1,
     ) -> Union[Batch, Stay, None]:
         """As :meth:`enter` from *cursor* on, without ever blocking; None when only :meth:`enter` can tell."""
         if self.is_revoked(question):
             return None
         return self._join(
-            question, cursor, deadline, verified=False, cut_back=False, first=first, polls=polls
+            question,
+            cursor,
+            deadline,
+            cursor if stay is None else stay.asked,
+            verified=False,
+            cut_back=False,
+            first=stay is None,
+            polls=polls,
         )
 
     def left(self, stay: Stay) -> float:
@@ -225,6 +258,7 @@ class Hold:
         question: Question,
         cursor: Cursor,
         deadline: float,
+        asked: Optional[Cursor],
         *,
         verified: bool,
         cut_back: bool,
@@ -245,7 +279,7 @@ class Hold:
         # First made known, then looked again by left(): a revocation that came since the last look finds this poll, or
         # this poll finds it.
         self._enlist(question.subject, found, polls)
-        return Stay(question, cursor, deadline, found)
+        return Stay(question, cursor, deadline, found, asked)
 
     def is_revoked(self, question: Question) -> bool:
         """Whether the right to read was revoked since *question* was authorised."""

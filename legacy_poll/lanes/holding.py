@@ -109,7 +109,7 @@ class Holder:
         found: Any = None
         try:
             found = self._hold.enter_from_memory(
-                stay.question, stay.cursor, stay.deadline, first=False, polls=polls
+                stay.question, stay.cursor, stay.deadline, stay=stay, polls=polls
             )
         except LegacyPollError as error:
             self._refused(cohort, error, self._look_again)

@@ -467,6 +467,28 @@ def test_a_log_cut_back_while_a_poll_waits_is_told(place):
         place.ask(place.log.cursor())
 
 
+@pytest.mark.parametrize("back_to", [1, 2])
+def test_who_was_moved_on_over_what_is_gone_is_told_only_if_what_it_came_with_is_gone_too(place, back_to):
+    """The poll came at 2 and stood at 3 while it waited; then the log was cut back, and went on otherwise."""
+    place.deliver("other")
+    place.commit("other")
+    asked = place.log.cursor()
+    place.commit("other")
+
+    def cut_back():
+        place.log.cut_back(back_to)
+        while place.log.head < 3:
+            place.log.append("orders", id="second-life-%d" % place.log.head)
+        place.hub.prime(place.log.cursor())
+
+    place.meanwhile.append(cut_back)
+    if back_to == 2:
+        assert positions(place.ask(asked)) == [3]
+    else:
+        with pytest.raises(CursorUnknown):
+            place.ask(asked)
+
+
 def test_a_log_replaced_before_the_worker_knows_serves_those_who_come_from_it(place):
     """Their cursor is of the new log, memory still of the old: they wait, and look again when the worker knows."""
     place.deliver("other")
