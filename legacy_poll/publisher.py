@@ -16,7 +16,8 @@ import logging
 import random
 import threading
 import time
-from typing import Callable, List, Optional, Sequence, Set, Tuple
+from bisect import bisect_left
+from typing import Callable, List, Optional, Sequence, Tuple
 
 from .config import Settings
 from .cursors import Cursor, check_of
@@ -369,20 +370,18 @@ class Publisher:
 
     def _forget_erased(self) -> None:
         # What the log says is there now, whatever the event says: so nobody can make memory forget what was not erased.
-        first, last = self._hub.span
-        erased = sorted((max(low, first), min(high, last)) for low, high in self._erased)
-        done = first - 1
-        for low, high in erased:
-            # Erased ones lie scattered, so the log is read in parts and not for each of them.
-            for start in range(max(low, done + 1), high + 1, _ERASED_AT_ONCE):
-                done = min(start + _ERASED_AT_ONCE - 1, last)
-                there = {event.position: event for event in self._log.read_at(start, done)}
-                named = _positions(erased, start, done)
-                self._hub.replace([there[position] for position in named if position in there])
-                gone = [position for position in named if position not in there]
-                if gone:
-                    # Trimmed before this look, or deleted. So only the log can tell those who are before it.
-                    self._hub.forget(gone[-1])
+        # Erased ones lie scattered, so the log is read in parts and not for each of them.
+        erased = _positions(self._erased, *self._hub.span)
+        begin = 0
+        while begin < len(erased):
+            end = bisect_left(erased, erased[begin] + _ERASED_AT_ONCE, begin)
+            part, begin = erased[begin:end], end
+            there = {event.position: event for event in self._log.read_at(part[0], part[-1])}
+            self._hub.replace([there[position] for position in part if position in there])
+            gone = [position for position in part if position not in there]
+            if gone:
+                # Trimmed before this look, or deleted. So only the log can tell those who are before it.
+                self._hub.forget(gone[-1])
         self._erased.clear()
 
     def _bring_back(self) -> None:
@@ -468,7 +467,9 @@ def _holes(position: int, events: Sequence[Event]) -> List[Tuple[int, int]]:
 
 def _positions(ranges: Sequence[Tuple[int, int]], first: int, last: int) -> List[int]:
     """Those from *first* to *last* that are in one of *ranges*, in order."""
-    found: Set[int] = set()
-    for low, high in ranges:
-        found.update(range(max(low, first), min(high, last) + 1))
-    return sorted(found)
+    found: List[int] = []
+    behind = first
+    for low, high in sorted(ranges):
+        found.extend(range(max(low, behind), min(high, last) + 1))
+        behind = max(behind, high + 1)
+    return found
