@@ -199,6 +199,7 @@ class Hold:
                 # It was moved on while it waited, over events that are not in the log any more and that its client
                 # has not seen: the log may still have all that follows what the client has.
                 cursor, verified, cut_back = asked, False, False
+                self.on_other_log()
                 continue
             first = False
             if self.is_revoked(question):

@@ -23,10 +23,11 @@ from sqlalchemy.exc import DBAPIError
 
 from .config import Settings
 from .database import Database
+from .dialects import code_of
 from .errors import ConfigError, LogDamaged, SchemaError, SchemaMissing, StorageBusy
 from .storage import repair as repairing
 from .storage.repair import Repaired
-from .tables import apart, event, log, metadata, set_aside, setting
+from .tables import apart, event, log, metadata, outbox, set_aside, setting
 
 __all__ = [
     "upgrade",
@@ -60,6 +61,8 @@ _version_table = Table(
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name=VERSION_TABLE + "_pkc"),
 )
+#: MySQL's number for a table that is there, and that the user may not look at.
+_MAY_NOT_READ = 1142
 _UPGRADE_WAIT_SECONDS = 60
 #: alembic keeps what runs in globals of its modules, so one upgrade at a time in one process, whatever the database.
 _alembic = threading.Lock()
@@ -230,8 +233,17 @@ def repair(engine: Engine) -> Repaired:
     def work(connection: Connection) -> Repaired:
         with database.dialect.upgrade_lock(connection):
             missing, found = _missing(connection), _version(connection)
+            if found is not None and not _same_line(found):
+                raise SchemaError(_other_line(found))
             if not _REPLACEABLE.issuperset(missing):
                 raise LogDamaged(_incomplete(missing))
+            if missing and found is not None and found > REVISION:
+                raise SchemaError(
+                    "%s: with the package that made them, since the tables of legacy_poll are at version %s and this "
+                    "code's is %s" % (_incomplete(missing), found, REVISION)
+                )
+            if missing or found is None:
+                database.dialect.stand_beside(connection, outbox.name)
             for name in missing:
                 metadata.tables[name].create(connection)
             if found is not None and not missing:
@@ -246,7 +258,7 @@ def repair(engine: Engine) -> Repaired:
                 )
             # Whoever restored some of the tables need not know that they were not all.
             repairing.rename(connection)
-            if found != REVISION:
+            if found < REVISION:
                 return Repaired(damage, "", 0, 1)
             repaired = repairing.repair(connection, both=database.dialect.keeps_apart)
             return replace(repaired, damage=repaired.damage or damage)
@@ -373,8 +385,10 @@ def _version_by_columns(connection: Connection) -> str:
 def _has(connection: Connection, name: str) -> bool:
     try:
         return bool(inspect(connection).has_table(name))
-    except DBAPIError:
-        return True  # MySQL does not show it to who may not read it
+    except DBAPIError as error:
+        if code_of(error) != _MAY_NOT_READ:
+            raise
+        return True
 
 
 def _incomplete(missing: List[str]) -> str:

@@ -18,7 +18,7 @@ from ..cursors import Cursor
 from ..database import Database
 from ..errors import CursorGone, InvalidEvent, LegacyPollError, StorageUnavailable
 from ..eventlog import EventLog, append
-from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, MAX_DEPTH, RESERVED_PREFIX, Event, check_channels, said
+from ..events import DEFAULT_CHANNEL, DEFAULT_TYPE, MAX_DEPTH, RESERVED_PREFIX, Event, check_channels
 from ..wakeups import HostSender, directory_of
 from . import main, say, settled, signer
 from .tables import json_option, url_option
@@ -220,14 +220,15 @@ def _from_log(
             )
         except CursorGone as error:
             behind = error.facts.get("oldest")
-            if behind is not None and not past_holes:
+            is_hole = behind is not None and not past_holes and log.bounds().oldest <= cursor.position + 1
+            if is_hole:
                 click.echo("%s; going on with what there is" % error, err=True)
                 past_holes = True
             elif behind is None:
                 click.echo("%s; going on from the end of the log" % error, err=True)
                 cursor = log.bounds().cursor
             else:
-                click.echo("%s; going on from there" % error, err=True)  # they were trimmed
+                click.echo("%s; going on from there" % error, err=True)
                 cursor = log.cursor_at(behind - 1)
             continue
         except StorageUnavailable as error:
@@ -244,8 +245,10 @@ def _from_log(
 
 
 def _as_dict(event: Event) -> Dict[str, Any]:
-    data = said(event)
-    if data is None and event.data != "null":
+    data = None
+    try:
+        data = json.loads(event.data)
+    except (ValueError, RecursionError):
         click.echo("the event at position %d has data that are not JSON" % event.position, err=True)
     return {"id": event.id, "channel": event.channel, "type": event.type, "data": data, "time": event.time}
 

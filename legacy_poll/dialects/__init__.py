@@ -9,12 +9,12 @@ from __future__ import annotations
 from sqlalchemy.engine import Engine
 
 from ..errors import ConfigError
-from .base import Dialect
+from .base import Dialect, code_of
 from .mysql import MySQL
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
-__all__ = ["Dialect", "dialect_of"]
+__all__ = ["Dialect", "code_of", "dialect_of"]
 
 _CLASSES = {"postgresql": PostgreSQL, "mysql": MySQL, "mariadb": MySQL, "sqlite": SQLite}
 

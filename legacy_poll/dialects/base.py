@@ -72,6 +72,9 @@ class Dialect:
         """Which of our tables do not compare text byte by byte, and what to do about it; None when all do."""
         return None
 
+    def stand_beside(self, connection: Connection, table: str) -> None:
+        """Lets tables that this transaction makes be where *table* is, whatever the user's own place is."""
+
     def identity(self) -> Any:
         """What the URL means at this moment: a connection opened when it was something else must be opened anew."""
         return None

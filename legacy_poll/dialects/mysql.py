@@ -77,7 +77,8 @@ _LOCK_EVENTS = text(
 _LOCK_APART = text("SELECT position FROM legacy_poll_apart ORDER BY position LIMIT :most FOR UPDATE NOWAIT")
 # Somebody has copied them by hand, and left them here.
 _COPIED = text(
-    "DELETE a FROM legacy_poll_apart AS a JOIN legacy_poll_event AS e ON e.position = a.position AND e.id = a.id"
+    "DELETE a FROM legacy_poll_apart AS a STRAIGHT_JOIN legacy_poll_event AS e"
+    " ON e.position = a.position AND e.id = a.id"
     " WHERE a.position <= :last"
 )
 _BRING = text(

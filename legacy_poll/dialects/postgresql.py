@@ -170,6 +170,16 @@ class PostgreSQL(Dialect):
         open_then = {int(each) & _XID for each in running.split(",") if each}
         return any(each not in open_then and _is_before(each, int(end) & _XID) for each in transactions)
 
+    def stand_beside(self, connection: Connection, table: str) -> None:
+        place = self.scalar(
+            connection,
+            "SELECT quote_ident(n.nspname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE c.oid = to_regclass(:name)",
+            name=table,
+        )
+        if place is not None:
+            self.scalar(connection, "SELECT set_config('search_path', :place, true)", place=place)
+
     notifies = True
 
     def listen(self, connection: Any) -> None:

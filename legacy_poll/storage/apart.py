@@ -62,11 +62,13 @@ def _in_range(table: Any) -> Tuple[Any, Any]:
 
 def _count_in(both: bool) -> Any:
     # One statement, which sees both tables as of one moment.
-    counts = [
-        select(func.count()).select_from(table).where(*_in_range(table)).scalar_subquery()
-        for table in tables_of(both)
-    ]
-    return select(sum(counts[1:], counts[0]))
+    count: Any = select(func.count()).select_from(event).where(*_in_range(event)).scalar_subquery()
+    if both:
+        # One that somebody has copied by hand is one.
+        elsewhere = select(event.c.position).where(event.c.position == apart.c.position).exists()
+        query: Any = select(func.count()).select_from(apart).where(*_in_range(apart), ~elsewhere)
+        count = count + query.scalar_subquery()
+    return select(count)
 
 
 def _last_in(both: bool) -> Any:

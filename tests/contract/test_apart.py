@@ -231,9 +231,15 @@ def test_events_that_somebody_has_copied_by_hand_are_read_once_and_brought_back(
     run(engine, "INSERT INTO legacy_poll_event SELECT * FROM legacy_poll_apart WHERE position < 6")
     for cursor in (None, store.log.cursor_at(2)):
         assert store.data(cursor=cursor) == [1, 2, 3, 4, 5, 6][0 if cursor is None else 2 :]
+    # What is twice there is counted once: a reader of other channels is told of no hole, and of one that is.
+    assert store.data(cursor=start, channels=["nobody"]) == []
+    run(engine, "DELETE FROM legacy_poll_event WHERE position = 2")
+    with pytest.raises(CursorExpired):
+        store.read(start, ["nobody"])
+    run(engine, "UPDATE legacy_poll_log SET oldest = 3")
     assert bring_back(store) == 3
-    assert (store.positions(), store.count(apart)) == ([1, 2, 3, 4, 5, 6], 0)
-    assert store.data(cursor=start) == [1, 2, 3, 4, 5, 6]
+    assert (store.positions(), store.count(apart)) == ([1, 3, 4, 5, 6], 0)
+    assert store.data() == [3, 4, 5, 6]
 
 
 def test_nothing_goes_apart_while_code_may_serve_that_knows_nothing_of_it(store, report, engine):

@@ -10,13 +10,14 @@ import subprocess
 import threading
 
 import pytest
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy import event as listening
-from sqlalchemy import inspect, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from legacy_poll import schema
-from legacy_poll.errors import CursorUnknown, LogDamaged, SchemaMissing, StorageUnavailable
+from legacy_poll.errors import CursorUnknown, LogDamaged, SchemaError, SchemaMissing, StorageUnavailable
 from tests.contract.store import one_writer, run, two_writers
 from tests.servers import database_name
 
@@ -194,6 +195,61 @@ def test_bounds_that_are_no_numbers_are_told_and_repaired(store, engine, head, o
     assert (schema.repair(engine).head, store.waiting()) == (3, 1)
     store.drain()
     assert store.data() == [1, 2, 3, "meanwhile"]
+    at_work(store)
+
+
+@pytest.mark.parametrize("wrong", [0, -5])
+@pytest.mark.parametrize("oldest", [0, 900])
+def test_a_position_that_cannot_be_is_not_where_a_repaired_log_begins(store, engine, wrong, oldest):
+    store.publish(1, 2, 3)
+    store.drain()
+    run(engine, "UPDATE legacy_poll_event SET position = :wrong WHERE position = 1", wrong=wrong)
+    run(engine, "UPDATE legacy_poll_log SET oldest = :oldest", oldest=oldest)
+    repaired = schema.repair(engine)
+    assert (repaired.oldest, repaired.head) == (2, 3)
+    assert schema.repair(engine).damage is None
+    store.log.trim(store.log.glance().now)
+    assert store.data() == [2, 3]
+    run(engine, "DELETE FROM legacy_poll_event WHERE position < 1")
+    at_work(store)
+
+
+@pytest.mark.parametrize("version", ["2_0001", "1_0003"])
+@pytest.mark.parametrize("gone", ["apart", "setting", "log"])
+def test_tables_of_a_newer_package_are_left_to_it(make_store, engine, version, gone):
+    """It had made what this code knows, and given the log another identity, before it looked."""
+    store = make_store()
+    before = store.log.bounds()
+    run(engine, "UPDATE legacy_poll_version SET version_num = '%s'" % version)
+    run(engine, "DROP TABLE legacy_poll_" + gone)
+    with pytest.raises(SchemaError, match=version):
+        schema.repair(engine)
+    assert not inspect(engine).has_table("legacy_poll_" + gone)
+    run(engine, "UPDATE legacy_poll_version SET version_num = '%s'" % schema.REVISION)
+    if gone != "log":
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT log_id FROM legacy_poll_log")).scalar() == before.log_id
+    assert schema.repair(engine).damage is not None
+    engine.dispose()
+    at_work(store)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("gone", ["log", "version"])
+def test_what_is_made_anew_is_where_the_others_are(store, engine, database_url, gone):
+    """An administrator has a place of his own, and it comes first."""
+    store.publish(1, 2)
+    store.drain()
+    run(engine, "CREATE SCHEMA adm")
+    run(engine, "DROP TABLE legacy_poll_" + gone)
+    theirs = create_engine(
+        database_url, future=True, connect_args={"options": "-c search_path=adm,public"}, poolclass=NullPool
+    )
+    assert schema.repair(theirs).damage is not None
+    assert schema.repair(theirs).damage is None
+    assert schema.check(store.database) is None
+    run(engine, "DROP SCHEMA adm")
+    assert store.data() == [1, 2]
     at_work(store)
 
 
