@@ -194,7 +194,7 @@ class Hold:
                     cursor, channels=question.channels, limit=question.limit, first=first
                 )
             except CursorUnknown:
-                if cursor == asked:
+                if asked is None or cursor == asked:
                     raise
                 # It was moved on while it waited, over events that are not in the log any more and that its client
                 # has not seen: the log may still have all that follows what the client has.
