@@ -272,7 +272,9 @@ def test_the_outbox_has_no_unique_key_but_its_id(engine, tables):
 @two_writers
 def test_an_upgrade_that_cannot_be_done_says_why_and_leaves_no_lock(engine, bare):
     run(engine, "CREATE TABLE legacy_poll_outbox (id INTEGER)")
-    with pytest.raises(StorageUnavailable, match="some of the tables of legacy_poll, and not .*drop the rest"):
+    with pytest.raises(
+        StorageUnavailable, match="some of the tables of legacy_poll, and not .*drop the rest"
+    ):
         schema.upgrade(engine)
     run(engine, "DROP TABLE legacy_poll_outbox")
     run(engine, "DROP TABLE IF EXISTS legacy_poll_version")
