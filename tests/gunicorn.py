@@ -114,10 +114,13 @@ class Gunicorn:
                         asked.append(connection)
                 for connection in asked:
                     with contextlib.suppress(OSError, http.client.HTTPException):
-                        if connection.getresponse().status == 200:
-                            # A server without keep-alive has closed it; then there must be only one worker.
-                            alone = self._count == 1
-                            ready.update(self.workers if alone else [self.worker_of(connection.sock)])
+                        if connection.getresponse().status != 200:
+                            continue
+                        if self._count == 1:
+                            ready.update(self.workers)  # a server without keep-alive has closed it
+                        elif connection.sock is not None:
+                            ready.add(self.worker_of(connection.sock))
+                        # Else it was closed behind the answer, as by a worker that ends: whose it was cannot be told.
             workers = self.workers
             return len(workers) == self._count and ready.issuperset(workers)
 
