@@ -236,7 +236,7 @@ def test_tables_of_a_newer_package_are_left_to_it(make_store, engine, version, g
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("gone", ["log", "version"])
-def test_what_is_made_anew_is_where_the_others_are(store, engine, database_url, gone):
+def test_a_repair_makes_missing_tables_where_the_others_are(store, engine, database_url, gone):
     """An administrator has a place of his own, and it comes first."""
     store.publish(1, 2)
     store.drain()
@@ -449,7 +449,7 @@ def test_tables_that_are_gone_are_told_and_made_anew(store, engine, gone, first)
 @pytest.mark.parametrize(
     "gone", ["event", "outbox", ("version", "event"), ("log", "outbox", "version")], ids=str
 )
-def test_what_cannot_be_made_anew_is_named_whatever_is_asked(make_store, engine, gone):
+def test_missing_tables_that_no_repair_can_make_are_named_whatever_is_asked(make_store, engine, gone):
     """`upgrade` had said that there is nothing to do, and every other command to run `upgrade`."""
     store = make_store()
     gone = (gone,) if isinstance(gone, str) else gone

@@ -250,7 +250,9 @@ def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
-def test_who_asks_for_a_time_gets_what_there_is_and_who_follows_is_told(serve, terminal, database_url):
+def test_tail_since_a_time_prints_what_there_is_and_from_a_cursor_says_what_is_missing(
+    serve, terminal, database_url
+):
     """`tail --since` had begun behind the last hole: what came before it was not printed."""
     gunicorn = serve(NO_HINTS, workers=1)
     assert publish(gunicorn, events(20)).status == 201

@@ -49,6 +49,15 @@ class MemoryLog:
         position = self.head if position is None else position
         return Cursor.at(self.log_id, position, self._id_at(position), self._mark_at(position))
 
+    def erase(self, positions):
+        """What `legacy-poll erase` leaves of the events there; nobody is told yet."""
+        for number, event in enumerate(self.events):
+            if event.position in positions:
+                new_id = "new-{}".format(event.position)
+                self.events[number] = Event(
+                    event.position, new_id, "$erased", "erased", "null", event.time, event.check
+                )
+
     def forget(self, oldest):
         """A trim: nothing before *oldest* can be read any more."""
         self.oldest = oldest

@@ -468,7 +468,7 @@ def test_a_log_cut_back_while_a_poll_waits_is_told(place):
 
 
 @pytest.mark.parametrize("back_to", [1, 2])
-def test_who_was_moved_on_over_what_is_gone_is_told_only_if_what_it_came_with_is_gone_too(place, back_to):
+def test_a_poll_moved_on_over_events_that_are_gone_is_told_only_if_its_own_cursor_is_gone_too(place, back_to):
     """The poll came at 2 and stood at 3 while it waited; then the log was cut back, and went on otherwise."""
     place.deliver("other")
     place.commit("other")

@@ -12,7 +12,7 @@ import pytest
 from legacy_poll import publisher as room
 from legacy_poll.config import Settings
 from legacy_poll.errors import SchemaError, SchemaMissing, StorageUnavailable
-from legacy_poll.events import Event, seconds_of
+from legacy_poll.events import seconds_of
 from legacy_poll.hub import Group, Hub
 from legacy_poll.publisher import Publisher
 from tests.unit.memory_log import TIME, Clock, MemoryLog, MemorySequencer, positions
@@ -746,7 +746,7 @@ def test_a_hole_in_a_log_that_was_cut_back_is_said_though_it_is_before_one_that_
         worker.settle()
 
 
-def test_what_is_missing_from_another_log_is_said_again(worker, told):
+def test_holes_of_another_log_are_said_again(worker, told):
     for log_id in ("log", "another log"):
         worker.log.replace(log_id)
         for _ in range(5):
@@ -802,8 +802,7 @@ def test_events_that_were_erased_leave_the_memory(worker):
     for _ in range(5):
         worker.log.append("orders")
     worker.settle()
-    erased = worker.log.events[2]
-    worker.log.events[2] = Event(3, "new id", "$erased", "erased", "null", erased.time, erased.check)
+    worker.log.erase([3])
     assert worker.seen() == [1, 2, 3, 4, 5]
     worker.log.append("$erase", '{"positions": [[3, 3], [900, 901]]}', type="erase")
     worker.settle()
@@ -812,17 +811,19 @@ def test_events_that_were_erased_leave_the_memory(worker):
     assert worker.seen(worker.log.cursor(3)) == [4, 5]
 
 
-def test_an_erasure_of_everything_is_read_in_parts(worker):
+def fill_and_watch(worker):
+    """Lets *worker* remember 2,500 events; returns the first and last positions that it looks at from then on."""
     for _ in range(2500):
         worker.log.append("orders")
     worker.settle()
     parts, read_at = [], worker.log.read_at
     worker.log.read_at = lambda first, last: parts.append((first, last)) or read_at(first, last)
-    for number in range(2, 2500):
-        erased = worker.log.events[number]
-        worker.log.events[number] = replace(
-            erased, id="new-%d" % number, channel="$erased", data="null", mark=erased.check
-        )
+    return parts
+
+
+def test_an_erasure_of_everything_is_read_in_parts(worker):
+    parts = fill_and_watch(worker)
+    worker.log.erase(range(3, 2501))
     worker.log.append("$erase", '{"positions": [[1, 9223372036854775807]]}', type="erase")
     worker.settle()
     span = worker.hub.span
@@ -834,18 +835,10 @@ def test_an_erasure_of_everything_is_read_in_parts(worker):
 
 def test_an_erasure_of_scattered_events_reads_the_log_in_parts_too(worker):
     """Every other one: each had been a read of its own, and the worker had stood still for half a minute."""
-    for _ in range(2500):
-        worker.log.append("orders")
-    worker.settle()
-    parts, read_at = [], worker.log.read_at
-    worker.log.read_at = lambda first, last: parts.append((first, last)) or read_at(first, last)
+    parts = fill_and_watch(worker)
     replaced, replace_in = [], worker.hub.replace
     worker.hub.replace = lambda events: replaced.append(len(events)) or replace_in(events)
-    for number in range(1, 2500, 2):
-        erased = worker.log.events[number]
-        worker.log.events[number] = replace(
-            erased, id="new-%d" % number, channel="$erased", data="null", mark=erased.check
-        )
+    worker.log.erase(range(2, 2501, 2))
     for start in range(2, 2501, 500):
         ranges = [[position, position] for position in range(start, min(start + 500, 2501), 2)]
         worker.log.append("$erase", json.dumps({"positions": ranges}), type="erase")
@@ -905,8 +898,7 @@ def test_an_erasure_that_could_not_be_read_is_read_at_the_next_look(worker):
     for _ in range(3):
         worker.log.append("orders")
     worker.settle()
-    erased = worker.log.events[1]
-    worker.log.events[1] = Event(2, "new id", "$erased", "erased", "null", erased.time, erased.check)
+    worker.log.erase([2])
     worker.log.append("$erase", '{"positions": [[2, 2]]}', type="erase")
     read_at = worker.log.read_at
 
@@ -1000,7 +992,7 @@ def test_what_is_apart_is_brought_back_as_soon_as_it_can_be(worker, told):
     assert len([line for _, line in told() if "legacy_poll_apart" in line]) == 2
 
 
-def test_what_cannot_be_brought_back_fails_no_tick_and_is_said_once(worker, told):
+def test_events_that_cannot_be_brought_back_fail_no_tick_and_are_said_once(worker, told):
     worker.settle()
     glance = worker.log.glance
     worker.log.glance = lambda: replace(glance(), apart_from=1)
