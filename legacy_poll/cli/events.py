@@ -215,22 +215,13 @@ def _from_log(
     past_holes = seconds is not None
     while True:
         try:
-            batch = log.read_after(
-                cursor, channels=names, limit=_ROWS, max_bytes=1 << 23, past_holes=past_holes
-            )
-        except CursorGone as error:
-            behind = error.facts.get("oldest")
-            is_hole = behind is not None and not past_holes and log.bounds().oldest <= cursor.position + 1
-            if is_hole:
-                click.echo("%s; going on with what there is" % error, err=True)
-                past_holes = True
-            elif behind is None:
-                click.echo("%s; going on from the end of the log" % error, err=True)
-                cursor = log.bounds().cursor
-            else:
-                click.echo("%s; going on from there" % error, err=True)
-                cursor = log.cursor_at(behind - 1)
-            continue
+            try:
+                batch = log.read_after(
+                    cursor, channels=names, limit=_ROWS, max_bytes=1 << 23, past_holes=past_holes
+                )
+            except CursorGone as gone:
+                cursor, past_holes = _go_on(log, cursor, gone, past_holes=past_holes)
+                continue
         except StorageUnavailable as error:
             patience.wait(str(error))
             continue
@@ -242,6 +233,19 @@ def _from_log(
         if not batch.more:
             past_holes = False
             pause.wait(_LOOK_SECONDS)
+
+
+def _go_on(log: EventLog, cursor: Cursor, gone: CursorGone, *, past_holes: bool) -> Tuple[Cursor, bool]:
+    """Where to read on and whether past holes, since *cursor* is *gone*; says so."""
+    bounds, behind = log.bounds(), gone.facts.get("oldest")
+    if behind is None:
+        cursor, where = bounds.cursor, "from the end of the log"
+    elif not past_holes and bounds.oldest <= cursor.position + 1:
+        past_holes, where = True, "with what there is"
+    else:
+        cursor, where = log.cursor_at(behind - 1), "from there"
+    click.echo("%s; going on %s" % (gone, where), err=True)
+    return cursor, past_holes
 
 
 def _as_dict(event: Event) -> Dict[str, Any]:
