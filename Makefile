@@ -44,7 +44,7 @@ run: $(VENV)/.has-demo
 	@echo
 	@exec $(BIN)/gunicorn -k gevent -b 127.0.0.1:$(PORT) $(ARGS) demo.app:app
 
-test: $(VENV)/.has-dev system-parts
+test: $(VENV)/.has-dev system-parts newer-parts
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Without servers: SQLite is enough to see what an old library lacks. No Python 3.8 is a failure in CI, else a skip.

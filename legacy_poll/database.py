@@ -17,19 +17,26 @@ from typing import Any, Callable, Optional, Tuple, TypeVar
 from sqlalchemy import create_engine
 from sqlalchemy import event as listening
 from sqlalchemy import pool as pools
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 
 from .config import Settings
-from .dialects import dialect_of
-from .errors import ConfigError
+from .dialects import check_names, dialect_of
+from .errors import ConfigError, LegacyPollError
 
 __all__ = ["Database", "make_engine"]
 
 Result = TypeVar("Result")
+_INSTALL = {
+    "postgresql": "pip install 'legacy_poll[postgres]' for psycopg, 'legacy_poll[psycopg2]' for psycopg2",
+    "mysql": "pip install 'legacy_poll[mysql]' for pymysql",
+    "mariadb": "pip install 'legacy_poll[mysql]' for pymysql",
+}
 #: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
 Offload = Callable[..., Any]
 _CONNECT_WAIT_SECONDS = 10
+#: After these a connection is what SQLAlchemy says it is.
+_HARMLESS = (SQLAlchemyError, LegacyPollError)
 #: Where a connection's record keeps which file it has open.
 _FILE = "legacy_poll.file"
 
@@ -41,10 +48,15 @@ def make_engine(url: str) -> Engine:
         ConfigError: Not a URL, or its driver is not installed.
     """
     try:
-        return create_engine(url)
-    except (ArgumentError, ImportError) as error:
+        parsed = make_url(url)
+        name, _, driver = parsed.drivername.partition("+")
+        check_names(name, driver or None)
+        return create_engine(parsed)
+    except (ArgumentError, ConfigError, ImportError) as error:
         # What cannot be parsed is not shown: it may have a password in it.
         reason = "it is not an SQLAlchemy URL" if type(error) is ArgumentError else str(error)
+        if isinstance(error, ImportError):
+            reason += " (to install it: %s)" % _INSTALL.get(name, "see the driver's documentation")
         raise ConfigError(
             "LEGACY_POLL_DATABASE_URL cannot be used: %s; examples: sqlite:////var/lib/app/app.db, "
             "postgresql+psycopg://user:password@host/name, mysql+pymysql://user:password@host/name" % reason
@@ -143,8 +155,8 @@ class Database:
     def _listen(self) -> Any:
         try:
             checked_out = self._make_engine(write=False, pool_class=pools.NullPool).raw_connection()
-        except (SQLAlchemyError, OSError) as error:
-            raise self.dialect.translate(error) from error
+        except Exception as error:
+            raise self._translated(error) from error
         connection: Any = checked_out.dbapi_connection
         checked_out.detach()  # ours now: no pool takes it back
         try:
@@ -160,18 +172,31 @@ class Database:
                 if not write:
                     try:
                         return work(connection)
+                    except _HARMLESS:
+                        raise
+                    except Exception:
+                        connection.invalidate()  # the driver may have stopped in the middle of an answer
+                        raise
                     finally:
                         self.dialect.after_read(connection)
                 try:
                     return _in_transaction(connection, work)
                 finally:
                     self.dialect.after_write(connection)
-        except (SQLAlchemyError, OSError, UnicodeError) as error:
+        except Exception as error:
             if again and not write and getattr(error, "connection_invalidated", False):
                 # It was dead before: the database went away and came back meanwhile. The pool has thrown out all that
                 # are as old, and a read may be done twice.
                 return self._run(work, write, again=False)
-            raise self.dialect.translate(error) from error
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception, *, foreign: bool = False) -> Exception:
+        """*error* as ours, if it came from SQLAlchemy, the driver, or what the application's engine calls."""
+        if isinstance(error, LegacyPollError):
+            return error
+        # Drivers also raise what comes to hand, for a package that is missing or a server that they do not understand.
+        foreign = foreign or isinstance(error, (SQLAlchemyError, OSError, UnicodeError))
+        return self.dialect.translate(error) if foreign or _came_through(error, "sqlalchemy") else error
 
     def _engine(self, write: bool) -> Engine:
         pid = os.getpid()
@@ -179,6 +204,12 @@ class Database:
             # Connections of the process that forked us are left alone: closing them here would end its sessions.
             self._engines = (pid, self._make_engine(write=False), self._make_engine(write=True))
         return self._engines[2] if write else self._engines[1]
+
+    def _set_up(self, raw: Any, write: bool) -> None:
+        try:
+            self.dialect.on_connect(raw, write=write, wait=self._wait_seconds)
+        except Exception as error:
+            raise self._translated(error, foreign=True) from error
 
     def _remember_file(self, raw: Any, record: Any) -> None:
         record.info[_FILE] = self.dialect.identity()
@@ -211,7 +242,7 @@ class Database:
         listening.listen(
             pool,
             "connect",
-            lambda raw, record: self.dialect.on_connect(raw, write=write, wait=self._wait_seconds),
+            lambda raw, record: self._set_up(raw, write),
         )
         if self.dialect.is_file:
             listening.listen(pool, "connect", self._remember_file)
@@ -222,15 +253,25 @@ class Database:
         return engine
 
 
+def _came_through(error: Exception, package: str) -> bool:
+    """Whether the last of our functions that *error* came through had called *package*."""
+    through, trace = False, error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        through = name == package or (through and name != __name__.partition(".")[0])
+        trace = trace.tb_next
+    return through
+
+
 def _in_transaction(connection: Connection, work: Callable[[Connection], Result]) -> Result:
     transaction = connection.begin()
     try:
         result = work(connection)
         transaction.commit()
-    except BaseException:
+    except BaseException as error:
         ended = False
         try:
-            if transaction.is_active:
+            if transaction.is_active and isinstance(error, _HARMLESS):
                 transaction.rollback()
                 ended = True
         finally:

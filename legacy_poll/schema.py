@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Iterator, List, Mapping, Optional
 
-from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -27,7 +27,7 @@ from .dialects import code_of
 from .errors import ConfigError, LogDamaged, SchemaError, SchemaMissing, StorageBusy
 from .storage import repair as repairing
 from .storage.repair import Repaired
-from .tables import apart, event, log, metadata, outbox, set_aside, setting
+from .tables import OPTIONS, apart, event, log, metadata, outbox, set_aside, setting
 
 __all__ = [
     "upgrade",
@@ -60,6 +60,10 @@ _version_table = Table(
     MetaData(),
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name=VERSION_TABLE + "_pkc"),
+    **OPTIONS,
+)
+_HALF_MADE = (
+    "an upgrade has ended half-way, and the tables of legacy_poll are not whole; run: legacy-poll upgrade"
 )
 #: MySQL's number for a table that is there, and that the user may not look at.
 _MAY_NOT_READ = 1142
@@ -104,7 +108,8 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
     """Creates the tables, or brings them to this code's version; nothing to do is no error.
 
     Any number of processes may call it at once; each but the first waits. It needs each table for itself for a moment,
-    and on PostgreSQL gives way to whoever has it open, again and again.
+    and but on SQLite gives way to whoever has it open, again and again. One that was killed, at whatever moment, is
+    finished by the next.
 
     Args:
         engine: Where; the user needs the right to create tables.
@@ -115,7 +120,8 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
 
     Raises:
         SchemaError: The schema is newer than this code, and of another line.
-        StorageBusy: Transactions of others have kept the tables from us for a minute; nothing was changed.
+        StorageBusy: Transactions of others have kept the tables from us for a minute. Nothing was changed, or (MariaDB
+            and MySQL) some steps were done, which the next call goes on from.
         StorageUnavailable: The database failed.
     """
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
@@ -127,6 +133,8 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
             if missing:
                 raise LogDamaged(_incomplete(missing))
             return before
+        import alembic.command  # noqa: F401  (slow, and not under the lock)
+
         return _upgrade_between_transactions(database, revision)
     finally:
         database.close()
@@ -138,7 +146,7 @@ def _upgrade_between_transactions(database: Database, revision: str) -> Optional
         try:
             return database.write(lambda connection: _upgrade(database, connection, revision))
         except StorageBusy:
-            if not database.dialect.upgrade_is_whole or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise
             # Longer than the wait was: meanwhile whoever waited behind us has the tables.
             time.sleep(random.uniform(0.5, 1.5))
@@ -152,13 +160,17 @@ def _upgrade(database: Database, connection: Connection, revision: str) -> Optio
         before = _version(connection)
         if before is not None and not _same_line(before):
             raise SchemaError(_other_line(before))
-        missing = _missing(connection)
-        if missing:
-            raise LogDamaged(_incomplete(missing))
-        if before is None and _is_nameless(connection):
-            raise LogDamaged(_NAMELESS)
+        if not _is_half_made(database, connection):
+            missing = _missing(connection)
+            if missing:
+                raise LogDamaged(_incomplete(missing))
+            if before is None and _is_nameless(connection):
+                raise LogDamaged(_NAMELESS)
         if before == REVISION or (before is not None and before > REVISION):
             return before
+        if before is None:
+            # Not as alembic makes it, by the server's defaults: the engine, and a collation that other servers lack.
+            _version_table.create(connection, checkfirst=True)
         config = Config()
         config.set_main_option("script_location", migrations().replace("%", "%%"))
         config.attributes["connection"] = connection
@@ -232,6 +244,8 @@ def repair(engine: Engine) -> Repaired:
 
     def work(connection: Connection) -> Repaired:
         with database.dialect.upgrade_lock(connection):
+            if _is_half_made(database, connection):
+                raise SchemaMissing(_HALF_MADE)
             missing, found = _missing(connection), _version(connection)
             if found is not None and not _same_line(found):
                 raise SchemaError(_other_line(found))
@@ -315,6 +329,8 @@ def check_log(database: Database) -> Optional[str]:
 def _check_version(database: Database) -> Optional[str]:
     found = database.read(_version)
     if found is None:
+        if database.read(partial(_is_half_made, database)):
+            raise SchemaMissing(_HALF_MADE)
         if database.read(_is_nameless):
             raise LogDamaged(_NAMELESS)
         raise SchemaMissing("the tables of legacy_poll are missing; run: legacy-poll upgrade")
@@ -406,6 +422,28 @@ def _is_nameless(connection: Connection) -> bool:
     if _version(connection) is not None:
         return False
     return any(_has(connection, table.name) for table in metadata.sorted_tables)
+
+
+def _is_half_made(database: Database, connection: Connection) -> bool:
+    """Whether the first upgrade has ended half-way: where each of its steps stays done, and nothing was done since.
+
+    Tables that somebody emptied, or some of which he dropped, are another thing, and tell of themselves: the version's
+    table is made first, then the others in an order, and the log has its row before the next table is made.
+    """
+    if database.dialect.upgrade_is_whole or not inspect(connection).has_table(VERSION_TABLE):
+        return False
+    order = (outbox, event, log, set_aside, setting, apart)
+    made = [table for table in order if _has(connection, table.name)]
+    if _version(connection) is not None or not made or made != list(order[: len(made)]):
+        return False
+    if event not in made:
+        return True
+    if connection.execute(select(event.c.position).limit(1)).first() is not None:
+        return False
+    if log not in made:
+        return True
+    head = connection.execute(select(log.c.head)).scalar()
+    return head == 0 if head is not None else made[-1] is log
 
 
 def _same_line(version: str) -> bool:

@@ -27,7 +27,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import DateTime
 
-__all__ = ["metadata", "outbox", "event", "apart", "log", "set_aside", "setting"]
+__all__ = ["OPTIONS", "metadata", "outbox", "event", "apart", "log", "set_aside", "setting"]
 
 metadata = MetaData()
 
@@ -40,11 +40,14 @@ _TIME = (
     .with_variant(mysql.TIMESTAMP(fsp=6), "mariadb")
     .with_variant(Text(), "sqlite")
 )
-_OPTIONS: Any = {
+OPTIONS: Any = {
+    # All by name, since a server's defaults may be others: an index over 200 characters needs the row format.
     "mysql_engine": "InnoDB",
+    "mysql_row_format": "DYNAMIC",
     "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",
     "mariadb_engine": "InnoDB",
+    "mariadb_row_format": "DYNAMIC",
     "mariadb_charset": "utf8mb4",
     "mariadb_collate": "utf8mb4_bin",
 }
@@ -84,7 +87,7 @@ outbox = Table(
     Column("data", _LONG),
     Column("created_at", _TIME, server_default=insert_time()),
     sqlite_autoincrement=True,
-    **_OPTIONS,
+    **OPTIONS,
 )
 
 
@@ -108,7 +111,7 @@ event = Table(
     *_event_columns(),
     Index("legacy_poll_event_channel", "channel", "position"),
     Index("legacy_poll_event_id", "id"),
-    **_OPTIONS,
+    **OPTIONS,
 )
 
 # The end of the log, for as long as another session has the end of legacy_poll_event locked; see storage.apart. Empty
@@ -119,7 +122,7 @@ apart = Table(
     *_event_columns(),
     Index("legacy_poll_apart_channel", "channel", "position"),
     Index("legacy_poll_apart_id", "id"),
-    **_OPTIONS,
+    **OPTIONS,
 )
 
 log = Table(
@@ -131,7 +134,7 @@ log = Table(
     # One value, unique: a second row is refused. Two logs in one would count two heads.
     Column("one_row", SmallInteger, CheckConstraint("one_row = 1"), nullable=False, server_default="1"),
     Index("legacy_poll_log_one_row", "one_row", unique=True),
-    **_OPTIONS,
+    **OPTIONS,
 )
 
 set_aside = Table(
@@ -149,7 +152,7 @@ set_aside = Table(
     # Bytes of the data that the row had, where they are not all here; None where they are.
     Column("cut_from", BigInteger),
     sqlite_autoincrement=True,
-    **_OPTIONS,
+    **OPTIONS,
 )
 
 # What the SQLite trigger must know of the settings; empty elsewhere.
@@ -158,5 +161,5 @@ setting = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
-    **_OPTIONS,
+    **OPTIONS,
 )

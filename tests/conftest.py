@@ -13,7 +13,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import create_engine
 
-from tests.servers import MariaDBServer, PostgresServer
+from tests.servers import MariaDBServer, MySQLServer, PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,13 @@ def _mariadb():
     server.destroy()
 
 
+@pytest.fixture(scope="session")
+def _mysql():
+    server = MySQLServer()
+    yield server
+    server.destroy()
+
+
 @pytest.fixture
 def postgres(_postgres):
     """A running PostgresServer, whatever the test before did to it."""
@@ -42,20 +49,30 @@ def mariadb(_mariadb):
     return _in_order(_mariadb)
 
 
+@pytest.fixture
+def mysql(_mysql):
+    """A running MySQLServer, whatever the test before did to it."""
+    return _in_order(_mysql)
+
+
 def _in_order(server):
     server.resume()
     server.start()
     return server
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+# The kind of a server -> the fixture that starts one.
+SERVERS = {"postgresql": "postgres", "mariadb": "mariadb", "mysql": "mysql"}
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "mysql"])
 def database_url(request, tmp_path):
     """The URL of an empty database that no other test sees; gone after the test."""
     kind, _, driver = request.param.partition("+")
     if kind == "sqlite":
         yield "sqlite:///{}".format(tmp_path / "test.db")
         return
-    server = request.getfixturevalue("postgres" if kind == "postgresql" else "mariadb")
+    server = request.getfixturevalue(SERVERS[kind])
     url = server.create_database(driver=request.param if driver else None)
     yield url
     _in_order(server).drop_database(url)
@@ -66,7 +83,8 @@ def database_server(request, database_url):
     """The server behind `database_url`, to stop, kill or pause it; None for SQLite, which has none."""
     if database_url.startswith("sqlite"):
         return None
-    return request.getfixturevalue("postgres" if database_url.startswith("postgresql") else "mariadb")
+    kind = request.node.callspec.params["database_url"].partition("+")[0]
+    return request.getfixturevalue(SERVERS[kind])
 
 
 @pytest.fixture

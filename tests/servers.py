@@ -449,6 +449,7 @@ class MariaDBServer(Server):
     """A MariaDB; its `root` comes over TCP without a password."""
 
     name = "MariaDB"
+    dump = "mariadb-dump"
     users = ("mysql", "nobody")
     driver = "mysql+pymysql"
 
@@ -486,8 +487,8 @@ class MariaDBServer(Server):
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         return [self._installer, "--no-defaults", "--datadir=" + self.data_directory] + options
 
-    def _serve_command(self):
-        settings = {
+    def _settings(self):
+        return {
             "datadir": self.data_directory,
             "socket": os.path.join(self.directory, "socket"),
             "pid-file": os.path.join(self.directory, "pid"),
@@ -501,7 +502,84 @@ class MariaDBServer(Server):
             # Speed: the log is written at each commit, so kill -9 loses nothing, and synced once a second.
             "innodb-flush-log-at-trx-commit": 2,
         }
+
+    def _serve_command(self):
         command = [self._daemon, "--no-defaults", "--skip-name-resolve", "--skip-log-bin"]
+        return command + ["--{}={}".format(key, value) for key, value in self._settings().items()]
+
+
+class MySQLServer(MariaDBServer):
+    """A MySQL; its `root` comes over TCP without a password.
+
+    Debian's own is in its unstable release only: tests/newer.sh brings it, in a root of its own, with its own libc. Its
+    programs run outside of that root, by its loader. Otherwise what is on the path, if it is not MariaDB's.
+    """
+
+    name = "MySQL"
+    dump = "mysqldump"
+
+    def __init__(self):
+        self._root = os.environ.get("LEGACY_POLL_UNSTABLE", "/var/cache/legacy_poll/unstable")
+        if not os.access(os.path.join(self._root, "usr/sbin/mysqld"), os.X_OK):
+            self._root = None
+            self._daemon = self._find_own()
+        Server.__init__(self)
+
+    def _find_own(self):
+        # A `mysqld` of MariaDB's packages is a link.
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) + ["/usr/sbin", "/usr/libexec"]:
+            program = os.path.join(folder, "mysqld")
+            if os.access(program, os.X_OK) and b"MariaDB" not in subprocess.check_output(
+                [program, "--version"]
+            ):
+                return program
+        return missing("MySQL's mysqld")
+
+    def program(self, name):
+        """The path of one of MySQL's programs: mysql, mysqldump."""
+        if self._root is None:
+            return self._daemon if name == "mysqld" else find_program(name)
+        wrapper = os.path.join(self.directory, name)
+        if not os.path.exists(wrapper):
+            loader = os.path.join(self._root, "lib64/ld-linux-x86-64.so.2")
+            libraries = os.path.join(self._root, "usr/lib/x86_64-linux-gnu")
+            folder = os.path.join(self._root, "usr/sbin" if name == "mysqld" else "usr/bin")
+            command = [loader, "--library-path", libraries, os.path.join(folder, name)]
+            with open(wrapper, "w") as script:
+                script.write('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(command)))
+            os.chmod(wrapper, 0o755)
+        return wrapper
+
+    def client(self, database=None):
+        command = ["--no-defaults", "--batch", "--skip-column-names"]
+        command += ["--default-character-set=utf8mb4", "--protocol=tcp"]
+        command += ["-h", "127.0.0.1", "-P", str(self.port), "-u", "root"]
+        return [self.program("mysql"), *command] + ([database_name(database)] if database else [])
+
+    def _command(self):
+        command = [self.program("mysqld"), "--no-defaults"]
+        if self._root is None:
+            return command
+        share = os.path.join(self._root, "usr/share/mysql")
+        command += ["--lc-messages-dir=" + share, "--character-sets-dir=" + os.path.join(share, "charsets")]
+        return command + ["--plugin-dir=" + os.path.join(self._root, "usr/lib/mysql/plugin")]
+
+    def _make_command(self):
+        # Without names, who comes over TCP is nobody's localhost.
+        with open(os.path.join(self.directory, "init.sql"), "w") as script:
+            script.write(
+                "CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';\n"
+                "GRANT ALL PRIVILEGES ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;\n"
+            )
+        return self._command() + ["--initialize-insecure", "--datadir=" + self.data_directory]
+
+    def _serve_command(self):
+        settings = self._settings()
+        settings["innodb-redo-log-capacity"] = settings.pop("innodb-log-file-size")
+        settings["mysqlx"] = "off"
+        settings["secure-file-priv"] = ""
+        settings["init-file"] = os.path.join(self.directory, "init.sql")
+        command = self._command() + ["--skip-name-resolve", "--skip-log-bin"]
         return command + ["--{}={}".format(key, value) for key, value in settings.items()]
 
 

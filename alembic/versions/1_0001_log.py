@@ -28,7 +28,12 @@ TIME = (
 OPTIONS = {
     name + "_" + key: value
     for name in ("mysql", "mariadb")
-    for key, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+    for key, value in (
+        ("engine", "InnoDB"),
+        ("row_format", "DYNAMIC"),
+        ("charset", "utf8mb4"),
+        ("collate", "utf8mb4_bin"),
+    )
 }
 NOW = {
     "postgresql": "clock_timestamp()",
@@ -84,10 +89,65 @@ END
 )
 
 
+def missing(kind, table, name=None):
+    """Whether a step is yet to be done: where every statement commits by itself, an upgrade may have ended half-way."""
+    if context.is_offline_mode():
+        return True
+    found = sa.inspect(op.get_bind())
+    if not found.has_table(table):
+        return True
+    if kind == "table":
+        return False
+    things = found.get_columns(table) if kind == "column" else found.get_indexes(table)
+    return name not in {each["name"] for each in things}
+
+
+def create_table(name, *columns, **options):
+    if missing("table", name):
+        op.create_table(name, *columns, **options, **OPTIONS)
+    elif not is_settled(name):
+        settle(name)
+
+
+def create_index(name, table, columns, **options):
+    if missing("index", table, name):
+        op.create_index(name, table, columns, **options)
+
+
+def is_settled(table):
+    """Whether *table*, which is there, is as OPTIONS say, on MariaDB and MySQL."""
+    if op.get_context().dialect.name not in ("mysql", "mariadb"):
+        return True
+    if context.is_offline_mode():
+        return False
+    found = op.get_bind().execute(
+        sa.text(
+            "SELECT engine, row_format, table_collation FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = :name"
+        ),
+        {"name": table},
+    )
+    return [each.lower() for each in found.first()] == ["innodb", "dynamic", "utf8mb4_bin"]
+
+
+def settle(table):
+    op.execute(
+        "ALTER TABLE %s ENGINE = InnoDB, ROW_FORMAT = DYNAMIC,"
+        " CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" % table
+    )
+
+
+def settle_version():
+    """Alembic made its table by the server's defaults, whose collation another server may not know."""
+    if not is_settled("legacy_poll_version"):
+        settle("legacy_poll_version")
+
+
 def upgrade():
+    settle_version()
     dialect = op.get_context().dialect.name
     now = sa.text(NOW[dialect])
-    op.create_table(
+    create_table(
         "legacy_poll_outbox",
         sa.Column("id", BIG, sa.Identity(), primary_key=True, autoincrement=True),
         sa.Column("event_id", sa.Text),
@@ -96,9 +156,8 @@ def upgrade():
         sa.Column("data", LONG),
         sa.Column("created_at", TIME, server_default=now),
         sqlite_autoincrement=True,
-        **OPTIONS,
     )
-    op.create_table(
+    create_table(
         "legacy_poll_event",
         sa.Column("position", BIG, primary_key=True, autoincrement=False),
         sa.Column("id", sa.String(100), nullable=False),
@@ -106,37 +165,16 @@ def upgrade():
         sa.Column("type", sa.String(200), nullable=False),
         sa.Column("data", LONG, nullable=False),
         sa.Column("published_at", sa.String(24), nullable=False),
-        **OPTIONS,
     )
-    op.create_index("legacy_poll_event_channel", "legacy_poll_event", ["channel", "position"])
-    op.create_index("legacy_poll_event_id", "legacy_poll_event", ["id"])
-    log = op.create_table(
+    create_index("legacy_poll_event_channel", "legacy_poll_event", ["channel", "position"])
+    create_index("legacy_poll_event_id", "legacy_poll_event", ["id"])
+    create_table(
         "legacy_poll_log",
         sa.Column("log_id", sa.String(36), primary_key=True),
         sa.Column("head", sa.BigInteger, nullable=False),
         sa.Column("oldest", sa.BigInteger, nullable=False),
-        **OPTIONS,
     )
-    op.create_table(
-        "legacy_poll_set_aside",
-        sa.Column("id", BIG, sa.Identity(), primary_key=True, autoincrement=True),
-        sa.Column("outbox_id", sa.BigInteger),
-        sa.Column("event_id", sa.Text),
-        sa.Column("channel", sa.Text),
-        sa.Column("type", sa.Text),
-        sa.Column("data", LONG),
-        sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("created_at", TIME),
-        sa.Column("set_aside_at", TIME, server_default=now),
-        sqlite_autoincrement=True,
-        **OPTIONS,
-    )
-    op.create_table(
-        "legacy_poll_setting",
-        sa.Column("name", sa.String(64), primary_key=True),
-        sa.Column("value", sa.BigInteger, nullable=False),
-        **OPTIONS,
-    )
+    # Before the next table: so a log without its row tells of an upgrade that ended here only while there is none.
     if context.is_offline_mode():
         # A script may be run on many databases, and each needs a log of its own.
         op.execute(
@@ -149,7 +187,27 @@ def upgrade():
             }[dialect]
         )
     else:
-        op.bulk_insert(log, [{"log_id": str(uuid.uuid4()), "head": 0, "oldest": 1}])
+        log = sa.table("legacy_poll_log", sa.column("log_id"), sa.column("head"), sa.column("oldest"))
+        if op.get_bind().execute(sa.select(log.c.head)).first() is None:
+            op.bulk_insert(log, [{"log_id": str(uuid.uuid4()), "head": 0, "oldest": 1}])
+    create_table(
+        "legacy_poll_set_aside",
+        sa.Column("id", BIG, sa.Identity(), primary_key=True, autoincrement=True),
+        sa.Column("outbox_id", sa.BigInteger),
+        sa.Column("event_id", sa.Text),
+        sa.Column("channel", sa.Text),
+        sa.Column("type", sa.Text),
+        sa.Column("data", LONG),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("created_at", TIME),
+        sa.Column("set_aside_at", TIME, server_default=now),
+        sqlite_autoincrement=True,
+    )
+    create_table(
+        "legacy_poll_setting",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("value", sa.BigInteger, nullable=False),
+    )
     if dialect == "sqlite":
         op.execute(sa.DDL(TRIGGER.replace("%", "%%")))
 

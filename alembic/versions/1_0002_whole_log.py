@@ -26,12 +26,6 @@ depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 LONG = sa.Text().with_variant(mysql.LONGTEXT(), "mysql").with_variant(mysql.LONGTEXT(), "mariadb")
-OPTIONS = {
-    name + "_" + key: value
-    for name in ("mysql", "mariadb")
-    for key, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
-}
-
 # What changes in the trigger of 1_0001.
 TRIGGER_CHANGES = (
     (
@@ -57,13 +51,13 @@ TRIGGER_CHANGES = (
 )
 
 
-def first_trigger():
-    """The text of 1_0001's trigger."""
-    return context.script.get_revision(down_revision).module.TRIGGER
+def first():
+    """The module of 1_0001."""
+    return context.script.get_revision(down_revision).module
 
 
 def trigger():
-    text = first_trigger()
+    text = first().TRIGGER
     for before, after in TRIGGER_CHANGES:
         assert text.count(before) == 1, before
         text = text.replace(before, after)
@@ -97,20 +91,9 @@ def make_one_row():
     )
 
 
-def missing(kind, table, name=None):
-    """Whether a step is yet to be done: where every statement commits by itself, an upgrade may have ended half-way."""
-    if context.is_offline_mode():
-        return True
-    found = sa.inspect(op.get_bind())
-    if not found.has_table(table):
-        return True
-    if kind == "table":
-        return False
-    things = found.get_columns(table) if kind == "column" else found.get_indexes(table)
-    return name not in {each["name"] for each in things}
-
-
 def upgrade():
+    missing = first().missing
+    first().settle_version()
     if not context.is_offline_mode():
         make_one_row()
     if missing("column", "legacy_poll_log", "one_row"):
@@ -118,30 +101,23 @@ def upgrade():
         op.execute(
             "ALTER TABLE legacy_poll_log ADD COLUMN one_row SMALLINT DEFAULT 1 NOT NULL CHECK (one_row = 1)"
         )
-    if missing("index", "legacy_poll_log", "legacy_poll_log_one_row"):
-        op.create_index("legacy_poll_log_one_row", "legacy_poll_log", ["one_row"], unique=True)
+    first().create_index("legacy_poll_log_one_row", "legacy_poll_log", ["one_row"], unique=True)
     if missing("column", "legacy_poll_event", "mark"):
         op.add_column("legacy_poll_event", sa.Column("mark", sa.String(8)))
     if missing("column", "legacy_poll_set_aside", "cut_from"):
         op.add_column("legacy_poll_set_aside", sa.Column("cut_from", sa.BigInteger))
-    if missing("table", "legacy_poll_apart"):
-        op.create_table(
-            "legacy_poll_apart",
-            sa.Column("position", BIG, primary_key=True, autoincrement=False),
-            sa.Column("id", sa.String(100), nullable=False),
-            sa.Column("channel", sa.String(200), nullable=False),
-            sa.Column("type", sa.String(200), nullable=False),
-            sa.Column("data", LONG, nullable=False),
-            sa.Column("published_at", sa.String(24), nullable=False),
-            sa.Column("mark", sa.String(8)),
-            **OPTIONS,
-        )
-    for name, columns in (
-        ("legacy_poll_apart_channel", ["channel", "position"]),
-        ("legacy_poll_apart_id", ["id"]),
-    ):
-        if missing("index", "legacy_poll_apart", name):
-            op.create_index(name, "legacy_poll_apart", columns)
+    first().create_table(
+        "legacy_poll_apart",
+        sa.Column("position", BIG, primary_key=True, autoincrement=False),
+        sa.Column("id", sa.String(100), nullable=False),
+        sa.Column("channel", sa.String(200), nullable=False),
+        sa.Column("type", sa.String(200), nullable=False),
+        sa.Column("data", LONG, nullable=False),
+        sa.Column("published_at", sa.String(24), nullable=False),
+        sa.Column("mark", sa.String(8)),
+    )
+    first().create_index("legacy_poll_apart_channel", "legacy_poll_apart", ["channel", "position"])
+    first().create_index("legacy_poll_apart_id", "legacy_poll_apart", ["id"])
     replace_trigger(trigger())
 
 
@@ -163,4 +139,4 @@ def downgrade():
             table, table_kwargs={"sqlite_autoincrement": column == "cut_from"}
         ) as batch:
             batch.drop_column(column)
-    replace_trigger(first_trigger())
+    replace_trigger(first().TRIGGER)

@@ -6,6 +6,8 @@ comes to give it.
 
 from __future__ import annotations
 
+from typing import Dict, Optional, Type
+
 from sqlalchemy.engine import Engine
 
 from ..errors import ConfigError
@@ -14,9 +16,14 @@ from .mysql import MySQL
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
-__all__ = ["Dialect", "code_of", "dialect_of"]
+__all__ = ["Dialect", "check_names", "code_of", "dialect_of"]
 
-_CLASSES = {"postgresql": PostgreSQL, "mysql": MySQL, "mariadb": MySQL, "sqlite": SQLite}
+_CLASSES: Dict[str, Type[Dialect]] = {
+    "postgresql": PostgreSQL,
+    "mysql": MySQL,
+    "mariadb": MySQL,
+    "sqlite": SQLite,
+}
 
 
 def dialect_of(engine: Engine) -> Dialect:
@@ -25,7 +32,23 @@ def dialect_of(engine: Engine) -> Dialect:
     Raises:
         ConfigError: A database that is not supported.
     """
-    name = engine.dialect.name
+    return _class_of(engine.dialect.name)(engine)
+
+
+def check_names(name: str, driver: Optional[str] = None) -> None:
+    """Looks whether a database and its driver, by SQLAlchemy's names, are among ours; before anything is imported.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    found = _class_of(name)
+    if driver is not None:
+        found.check_driver(driver)
+
+
+def _class_of(name: str) -> Type[Dialect]:
+    if name == "postgres":
+        raise ConfigError("SQLAlchemy's name for it is postgresql, not postgres")
     if name not in _CLASSES:
         raise ConfigError("the database is %s: PostgreSQL, MySQL, MariaDB or SQLite is needed" % name)
-    return _CLASSES[name](engine)
+    return _CLASSES[name]

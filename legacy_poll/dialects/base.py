@@ -8,7 +8,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tup
 from sqlalchemy import bindparam, delete, insert, select, text
 from sqlalchemy.engine import Connection, Engine
 
-from ..errors import SchemaMissing, StorageBusy, StorageUnavailable
+from ..errors import ConfigError, SchemaMissing, StorageBusy, StorageUnavailable
 from ..tables import event, log, outbox
 
 __all__ = ["Dialect", "MOVE_SECONDS"]
@@ -24,6 +24,8 @@ _INSERT_EVENTS = insert(event)
 class Dialect:
     """One database's way; made for one engine."""
 
+    #: SQLAlchemy's names of the drivers that this was written for.
+    drivers: Tuple[str, ...] = ()
     #: SQL for the time now: RFC 3339, UTC, milliseconds, 24 characters.
     now_sql = ""
     #: Whether there is a server that may have ended a connection: one for writing is then tried before use.
@@ -39,6 +41,15 @@ class Dialect:
 
     def check(self) -> None:
         """Raises ConfigError if this engine cannot be used at all."""
+        self.check_driver(self.engine.dialect.driver)
+
+    @classmethod
+    def check_driver(cls, driver: str) -> None:
+        """Raises ConfigError if *driver*, by SQLAlchemy's name, is not one of ours."""
+        if driver not in cls.drivers:
+            raise ConfigError(
+                "the database's driver is %s: %s is needed" % (driver, " or ".join(cls.drivers))
+            )
 
     def driver_blocks(self) -> bool:
         """Whether the driver's calls stop every greenlet of a process that gevent patched."""
@@ -208,8 +219,8 @@ class Dialect:
         """Keeps all others out of an upgrade; waits for them."""
         yield
 
-    #: Whether an upgrade that could not be done leaves nothing behind, so that it can be tried again.
-    upgrade_is_whole = False
+    #: Whether an upgrade that could not be done leaves nothing behind. Elsewhere each of its steps stays done.
+    upgrade_is_whole = True
 
     def is_missing_table(self, error: Exception) -> bool:
         """Whether *error*, a SQLAlchemy error, says that a table does not exist."""

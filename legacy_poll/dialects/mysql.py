@@ -8,6 +8,7 @@ then everybody stands behind them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import zlib
 from typing import Any, Dict, Iterator, List, Optional, Sequence
@@ -24,8 +25,6 @@ _NO_SUCH_TABLE = 1146
 _UPGRADE_WAIT_SECONDS = 60
 # Wait timeout, deadlock, NOWAIT.
 _LOCK_ERRORS = (1205, 1213, 3572)
-# A name is at most 64 characters, and a database's name alone may be as long.
-_NAME = "CONCAT('legacy_poll.%s.', LEFT(SHA1(DATABASE()), 16))"
 # Who waits for a lock is no holder, but another worker in the same queue. The holder may have any default database.
 _HOLDER = text(
     "SELECT t.trx_mysql_thread_id, p.user, p.host, t.trx_state, TIMESTAMPDIFF(SECOND, t.trx_started, NOW())"
@@ -33,8 +32,18 @@ _HOLDER = text(
     " WHERE t.trx_rows_locked > 0 AND t.trx_state <> 'LOCK WAIT' AND p.id <> CONNECTION_ID()"
     " ORDER BY t.trx_started LIMIT 3"
 )
-# What refuses to copy a time that somebody could insert with another sql_mode.
-_ZERO_DATE_MODES = ("NO_ZERO_DATE", "NO_ZERO_IN_DATE", "TRADITIONAL")
+# What refuses to copy a time that somebody could insert with another sql_mode; and what takes '' for NULL.
+_UNWANTED_MODES = ("NO_ZERO_DATE", "NO_ZERO_IN_DATE", "TRADITIONAL", "EMPTY_STRING_IS_NULL")
+# For all servers that we know of: what a statement of ours is refused for, and what cuts its result or changes its
+# meaning. Not by DEFAULT, which is whatever the server's administrator has set.
+_OURS = (
+    "sql_safe_updates = 0, sql_select_limit = 18446744073709551615, sql_big_selects = 1, sql_auto_is_null = 0,"
+    " completion_type = 'NO_CHAIN'"
+)
+#: While an upgrade computes between two statements, on a machine of any speed, seconds.
+_UPGRADE_IDLE_SECONDS = 600
+#: An upgrade's longest wait for one table: meanwhile everybody else's statements on that table stand behind it.
+_TABLE_WAIT_SECONDS = 1
 _INEXACT = text(
     "SELECT DISTINCT table_name, collation_name FROM information_schema.columns WHERE table_schema = DATABASE()"
     " AND table_name IN ('legacy_poll_outbox', 'legacy_poll_event', 'legacy_poll_apart', 'legacy_poll_log')"
@@ -89,10 +98,12 @@ _BROUGHT = text("DELETE FROM legacy_poll_apart WHERE position <= :last")
 
 
 class MySQL(Dialect):
+    drivers = ("pymysql", "mysqldb", "mysqlconnector")
     now_sql = "CONCAT(LEFT(DATE_FORMAT(UTC_TIMESTAMP(3), '%Y-%m-%dT%H:%i:%s.%f'), 23), 'Z')"
     pre_ping = True
     exact_channel_sql = "CAST(channel AS BINARY)"
     keeps_apart = True
+    upgrade_is_whole = False
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -110,7 +121,10 @@ class MySQL(Dialect):
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             if not write:
                 self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-            cursor.execute("SET SESSION autocommit = %d" % (not write))
+            cursor.execute("SET SESSION autocommit = %d, %s" % (not write, _OURS))
+            cursor.execute("SELECT @@sql_mode")
+            modes = [mode for mode in cursor.fetchone()[0].split(",") if mode not in _UNWANTED_MODES]
+            cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
         finally:
             cursor.close()
         # Whatever the application's connections speak: what ours cannot say would arrive as question marks.
@@ -123,16 +137,12 @@ class MySQL(Dialect):
         cursor = connection.cursor()
         try:
             cursor.execute("SELECT @@version")
-            # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL has no
-            # setting for idle transactions, only for idle connections.
-            idle = "idle_transaction_timeout" if "mariadb" in cursor.fetchone()[0].lower() else "wait_timeout"
+            # A worker that stands still inside its transaction loses it, and the lock, after this.
+            idle = _idle_setting(cursor.fetchone()[0])
             cursor.execute(
                 "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d"
                 % (idle, MOVE_SECONDS, MOVE_SECONDS)
             )
-            cursor.execute("SELECT @@sql_mode")
-            modes = [mode for mode in cursor.fetchone()[0].split(",") if mode not in _ZERO_DATE_MODES]
-            cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
         finally:
             cursor.close()
 
@@ -226,6 +236,14 @@ class MySQL(Dialect):
 
     @contextlib.contextmanager
     def upgrade_lock(self, connection: Connection) -> Iterator[None]:
+        # First of all: the connection was made for moves, and would end, with the lock, while Python imports alembic.
+        idle = _idle_setting(str(self.scalar(connection, "SELECT @@version")))
+        connection.execute(
+            text(
+                "SET SESSION %s = %d, SESSION lock_wait_timeout = %d"
+                % (idle, _UPGRADE_IDLE_SECONDS, _TABLE_WAIT_SECONDS)
+            )
+        )
         if not self._get_lock(connection, "upgrade", _UPGRADE_WAIT_SECONDS):
             raise StorageBusy("another upgrade has been under way for %d seconds" % _UPGRADE_WAIT_SECONDS)
         try:
@@ -236,10 +254,16 @@ class MySQL(Dialect):
             self._release_lock(connection, "upgrade")
 
     def _get_lock(self, connection: Connection, name: str, seconds: int) -> bool:
-        return self.scalar(connection, "SELECT GET_LOCK(%s, %d)" % (_NAME % name, seconds)) == 1
+        name = self._lock_name(connection, name)
+        return self.scalar(connection, "SELECT GET_LOCK(:name, :seconds)", name=name, seconds=seconds) == 1
 
     def _release_lock(self, connection: Connection, name: str) -> None:
-        self.scalar(connection, "SELECT RELEASE_LOCK(%s)" % (_NAME % name))
+        self.scalar(connection, "SELECT RELEASE_LOCK(:name)", name=self._lock_name(connection, name))
+
+    def _lock_name(self, connection: Connection, name: str) -> str:
+        # At most 64 characters, and a database's name alone may have as many. Digested here: MySQL 9.6 has no SHA1().
+        database = str(self.scalar(connection, "SELECT DATABASE()"))
+        return "legacy_poll.%s.%s" % (name, hashlib.sha1(database.encode("utf-8")).hexdigest()[:16])
 
     def is_busy(self, error: Exception) -> bool:
         return code_of(error) in _LOCK_ERRORS
@@ -255,6 +279,11 @@ class MySQL(Dialect):
         if code_of(error) in (1142, 1044):
             return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
         return ""
+
+
+def _idle_setting(version: str) -> str:
+    """What limits an idle transaction; MySQL can only limit idle connections."""
+    return "idle_transaction_timeout" if "mariadb" in version.lower() else "wait_timeout"
 
 
 def _crc(text: str) -> int:

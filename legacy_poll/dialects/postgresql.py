@@ -67,6 +67,7 @@ def _is_before(xid: int, other: int) -> bool:
 
 
 class PostgreSQL(Dialect):
+    drivers = ("psycopg", "psycopg2")
     now_sql = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
     pre_ping = True
 
@@ -88,7 +89,7 @@ class PostgreSQL(Dialect):
             return "_psycopg" in str(getattr(waiting.wait, "__module__", "")) or "wait_c" in repr(
                 waiting.wait
             )
-        return driver not in ("pg8000",)
+        return True
 
     def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
         super().on_connect(connection, write=write, wait=wait)
@@ -249,8 +250,6 @@ class PostgreSQL(Dialect):
         # deadlock_timeout, so that between a sequencer and an upgrade it is the upgrade that gives way.
         connection.execute(text("SET LOCAL lock_timeout = '%dms'" % _TABLE_WAIT_MS))
         yield
-
-    upgrade_is_whole = True
 
     def is_busy(self, error: Exception) -> bool:
         return code_of(error) in _LOCK_ERRORS

@@ -31,6 +31,7 @@ def _text_of(raw: bytes) -> str:
 
 
 class SQLite(Dialect):
+    drivers = ("pysqlite",)
     now_sql = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
     connection_per_thread = True
     is_file = True
@@ -43,6 +44,7 @@ class SQLite(Dialect):
         return "CAST(substr(CAST(%s AS BLOB), 1, %d) AS TEXT)" % (column, 4 * characters)
 
     def check(self) -> None:
+        super().check()
         url = self.engine.url
         if not url.database or ":memory:" in url.database or "mode=memory" in str(url):
             raise ConfigError(

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from legacy_poll.schema import upgrade
 from legacy_poll.tables import apart, event, log, outbox, set_aside, setting
+from tests.conftest import SERVERS
 from tests.contract.store import Store
 
 
@@ -72,7 +73,7 @@ def _shared(tmp_path_factory):
     return Shared(tmp_path_factory.mktemp("shared"))
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb", "mysql"])
 def database_url(request, tmp_path, _shared):
     """The URL of a database that no other test uses meanwhile: with our tables, unless it is marked own_database."""
     own = request.node.get_closest_marker("own_database")
@@ -82,7 +83,7 @@ def database_url(request, tmp_path, _shared):
             shutil.copyfile(_shared.file(), path)
         yield "sqlite:///" + path
         return
-    server = request.getfixturevalue("postgres" if request.param == "postgresql" else "mariadb")
+    server = request.getfixturevalue(SERVERS[request.param])
     if own:
         url = server.create_database()
         yield url
@@ -164,14 +165,14 @@ def begin(engine):
 
 
 @pytest.fixture
-def set_global(database_url, mariadb):
-    """Sets a variable of the MariaDB server for the connections made from then on, until the test ends."""
+def set_global(database_server):
+    """Sets a variable of the MariaDB or MySQL server for the connections made from then on, until the test ends."""
     before = {}
 
     def set_global(name, value):
-        before.setdefault(name, mariadb.execute("SELECT @@GLOBAL.{}".format(name)).strip())
-        mariadb.execute("SET GLOBAL {} = {!r}".format(name, value))
+        before.setdefault(name, database_server.execute("SELECT @@GLOBAL.{}".format(name)).strip())
+        database_server.execute("SET GLOBAL {} = {!r}".format(name, value))
 
     yield set_global
     for name, value in before.items():
-        mariadb.execute("SET GLOBAL {} = {}".format(name, value if value.isdigit() else repr(value)))
+        database_server.execute("SET GLOBAL {} = {}".format(name, value if value.isdigit() else repr(value)))

@@ -16,10 +16,10 @@ from legacy_poll.eventlog import EventLog, append
 from legacy_poll.sequencer import Sequencer
 from legacy_poll.tables import apart, event, log, outbox, set_aside
 
-two_writers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+two_writers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 one_writer = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+on_mysqls = pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
 #: Of PostgreSQL.
 drivers = pytest.mark.parametrize(
     "driver",
@@ -37,7 +37,8 @@ drivers = pytest.mark.parametrize(
 SERIES = {
     "sqlite": "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {0}) SELECT n FROM s) AS s",
     "postgresql": "(SELECT n FROM generate_series(1, {0}) AS n) AS s",
-    "mysql": "(SELECT seq AS n FROM seq_1_to_{0}) AS s",
+    # MariaDB's engine for sequences is not MySQL's.
+    "mysql": "JSON_TABLE(CONCAT('[0', REPEAT(',0', {0} - 1), ']'), '$[*]' COLUMNS (n FOR ORDINALITY)) AS s",
 }
 
 

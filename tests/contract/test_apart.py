@@ -14,7 +14,7 @@ from legacy_poll.tables import apart
 from tests.contract.store import run
 
 pytestmark = [
-    pytest.mark.parametrize("database_url", ["mariadb"], indirect=True),
+    pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True),
     pytest.mark.own_database,
 ]
 

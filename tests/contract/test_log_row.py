@@ -357,7 +357,7 @@ def data_only(server, engine):
     if engine.dialect.name == "mysql":
         place = ["--protocol=tcp", "-h", "127.0.0.1", "-P", str(server.port), "-u", "root"]
         program = [
-            server.program("mariadb-dump"),
+            server.program(server.dump),
             "--no-defaults",
             "--no-create-info",
             "--complete-insert",

@@ -323,7 +323,8 @@ def test_a_backlog_is_counted_by_key_and_no_further_than_the_limit(make_store, e
         store.read(at(store, 0), channels=["rare", "other"], limit=1, max_backlog=3)
     ((statement, parameters),) = [each for each in seen if "count(" in each[0].lower()]
     assert 3 in (parameters.values() if isinstance(parameters, dict) else parameters)
-    prefix = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    explain = {"sqlite": "EXPLAIN QUERY PLAN ", "mysql": "EXPLAIN FORMAT=TRADITIONAL "}
+    prefix = explain.get(engine.dialect.name, "EXPLAIN ")
     with engine.connect() as connection:
         plan = str(connection.exec_driver_sql(prefix + statement, parameters).all())
     assert "legacy_poll_event_channel" in plan.replace("PRIMARY,legacy_poll_event_channel", ""), plan

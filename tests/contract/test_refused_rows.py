@@ -21,7 +21,7 @@ from tests.contract.store import (
     Store,
     between,
     drivers,
-    on_mariadb,
+    on_mysqls,
     on_postgresql,
     one_writer,
     run,
@@ -56,7 +56,7 @@ def column(store, wanted):
 # What one session may write and another may not copy.
 
 
-@on_mariadb
+@on_mysqls
 @pytest.mark.parametrize("moment", ["0000-00-00 00:00:00", "2024-00-10 00:00:00"])
 def test_a_row_with_a_time_that_new_sessions_refuse_is_set_aside(store, engine, set_global, moment):
     with engine.begin() as connection:
@@ -94,7 +94,7 @@ def publish_escaped(connection, count, type_="message"):
     return '"%s"' % (ESCAPED * count)
 
 
-@on_mariadb
+@on_mysqls
 def test_a_row_that_is_beyond_a_packet_once_escaped_is_moved_byte_for_byte(store, engine, set_global):
     with engine.begin() as connection:
         published = publish_escaped(connection, 65_535)
@@ -107,7 +107,7 @@ def test_a_row_that_is_beyond_a_packet_once_escaped_is_moved_byte_for_byte(store
     assert store.set_aside() == []
 
 
-@on_mariadb
+@on_mysqls
 def test_rows_that_are_beyond_a_packet_together_are_moved_byte_for_byte(store, engine, set_global):
     with engine.begin() as connection:
         published = [publish_escaped(connection, 2500, "n%d" % number) for number in range(150)]
@@ -120,7 +120,7 @@ def test_rows_that_are_beyond_a_packet_together_are_moved_byte_for_byte(store, e
     assert (last.data, store.set_aside()) == ('"behind"', [])
 
 
-@on_mariadb
+@on_mysqls
 def test_a_row_of_three_megabytes_is_moved_where_a_packet_has_one(make_store, engine, set_global):
     store = make_store(max_event_bytes=3 * 1024 * 1024)
     with engine.begin() as connection:
@@ -135,7 +135,7 @@ def test_a_row_of_three_megabytes_is_moved_where_a_packet_has_one(make_store, en
     store.check()
 
 
-@on_mariadb
+@on_mysqls
 @pytest.mark.parametrize("text_now", ["{", '"fit"'])
 def test_a_text_that_came_between_look_and_move_is_judged_before_it_is_moved(store, engine, text_now):
     store.publish(1, 2)
@@ -555,7 +555,7 @@ def test_a_rule_that_is_checked_at_the_commit_and_refuses_everything_sets_nothin
 
 
 @pytest.mark.own_database
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_table_that_can_not_be_read_any_more_sets_nothing_aside(store, engine):
     """A column renamed: no row can be read, so it is no row's fault; all wait, whole, until it is put right."""
     run(engine, "ALTER TABLE legacy_poll_outbox RENAME COLUMN type TO kind")

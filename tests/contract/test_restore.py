@@ -59,10 +59,10 @@ def backup(engine, store, database_server, tmp_path):
 
         return restore
 
-    def mariadb_dump():
+    def mysql_dump():
         saved = str(tmp_path / "saved.sql")
         place = ["--protocol=tcp", "-h", "127.0.0.1", "-P", str(database_server.port), "-u", "root"]
-        dump = [database_server.program("mariadb-dump"), "--no-defaults", "--single-transaction"]
+        dump = [database_server.program(database_server.dump), "--no-defaults", "--single-transaction"]
         with open(saved, "wb") as file:
             call(dump + place + [engine.url.database], stdout=file)
 
@@ -73,7 +73,7 @@ def backup(engine, store, database_server, tmp_path):
 
         return restore
 
-    return {"sqlite": copy_file, "postgresql": pg_dump, "mysql": mariadb_dump}[engine.dialect.name]
+    return {"sqlite": copy_file, "postgresql": pg_dump, "mysql": mysql_dump}[engine.dialect.name]
 
 
 def fill(store, *data):

@@ -416,7 +416,7 @@ def test_a_batch_that_the_database_ends_is_smaller_the_next_time(store, leave, m
     assert store.data() == list(range(100))
 
 
-@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 500, 5000])
 def test_a_move_looks_each_of_its_rows_up_by_key(store, engine, rows):
     # Any other plan may lock rows of transactions that are open, and then everybody stands behind them.
@@ -424,6 +424,7 @@ def test_a_move_looks_each_of_its_rows_up_by_key(store, engine, rows):
     with engine.connect() as connection:
         first = connection.execute(select(func.min(outbox.c.id))).scalar()
         ids = json.dumps(list(range(first, first + 500)))
-        plan = connection.execute(text("EXPLAIN " + DELETE_EACH.text), {"ids": ids}).mappings().all()
+        plan = connection.execute(text("EXPLAIN FORMAT=TRADITIONAL " + DELETE_EACH.text), {"ids": ids})
+        plan = plan.mappings().all()
     looked_up = [(row["type"], row["key"]) for row in plan if row["table"] == "o"]
     assert looked_up == [("eq_ref", "PRIMARY")], plan

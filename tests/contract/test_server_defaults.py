@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, select, text
 from legacy_poll import schema
 from legacy_poll.errors import BacklogTooLarge, SchemaError
 from legacy_poll.tables import log
-from tests.contract.store import drivers, on_mariadb, on_postgresql, run
+from tests.contract.store import drivers, on_mysqls, on_postgresql, run
 from tests.servers import database_name
 from tests.waiting import until
 
@@ -35,21 +35,23 @@ def make_engine(database_url):
         engine.dispose()
 
 
-# Isolation, on MariaDB.
+# Isolation, on MariaDB and MySQL.
 
 LEVELS = ["global", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"]
 
 
 @pytest.fixture(params=LEVELS)
-def odd_store(request, make_store, make_engine, set_global):
+def odd_store(request, make_store, make_engine, database_server, set_global):
     """A store whose connections begin in another isolation than ours, by the server's default or the engine's."""
     if request.param == "global":
-        set_global("tx_isolation", "READ-UNCOMMITTED")
+        # MariaDB 11.1 and later know both names.
+        name = "transaction_isolation" if database_server.name == "MySQL" else "tx_isolation"
+        set_global(name, "READ-UNCOMMITTED")
         return make_store(make_engine())
     return make_store(make_engine(isolation_level=request.param))
 
 
-@on_mariadb
+@on_mysqls
 def test_a_row_that_is_not_committed_is_not_moved_and_stops_nobody(odd_store, store, begin):
     first, second = begin(), begin()
     insert = text("INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', :data)")
@@ -69,7 +71,7 @@ def test_a_row_that_is_not_committed_is_not_moved_and_stops_nobody(odd_store, st
     odd_store.check()
 
 
-@on_mariadb
+@on_mysqls
 def test_a_head_that_is_not_committed_is_not_seen(odd_store, store, begin):
     store.publish(1)
     store.drain()
@@ -85,7 +87,7 @@ def test_a_head_that_is_not_committed_is_not_seen(odd_store, store, begin):
     assert (odd_store.log.glance().head, odd_store.data()) == (2, [1, 2])
 
 
-@on_mariadb
+@on_mysqls
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_each_statement_sees_what_is_committed_when_it_starts(odd_store, store, kind):
     def look_twice(connection):
@@ -97,7 +99,7 @@ def test_each_statement_sees_what_is_committed_when_it_starts(odd_store, store, 
     assert getattr(odd_store.database, kind)(look_twice) == (0, 1)
 
 
-# Autocommit, on MariaDB.
+# Autocommit, on MariaDB and MySQL.
 
 OPEN = (
     "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p"
@@ -115,7 +117,7 @@ def manual_store(request, make_store, make_engine, set_global):
     return make_store(make_engine(**request.param), retention_events=2)
 
 
-@on_mariadb
+@on_mysqls
 def test_without_autocommit_on_the_server_a_store_sees_what_others_commit_later(manual_store, store):
     for number in range(3):
         assert (manual_store.log.glance().head, manual_store.data()) == (number, list(range(number)))
@@ -125,15 +127,15 @@ def test_without_autocommit_on_the_server_a_store_sees_what_others_commit_later(
     assert (manual_store.log.bounds().head, manual_store.data()) == (3, [0, 1, 2])
 
 
-@on_mariadb
+@on_mysqls
 def test_without_autocommit_on_the_server_no_statement_of_a_read_leaves_a_transaction_open(
-    manual_store, store, mariadb, database_url
+    manual_store, store, database_server, database_url
 ):
     question = OPEN.format(database_name(database_url))
 
     def none_is_open():
         # Again and again: InnoDB goes on showing what it showed until nobody has asked for 0.1 s.
-        until(lambda: mariadb.execute(question).strip() == "0", 10, "no transaction is open")
+        until(lambda: database_server.execute(question).strip() == "0", 10, "no transaction is open")
 
     def look_twice(connection):
         before = connection.execute(select(log.c.head)).scalar()
@@ -148,7 +150,7 @@ def test_without_autocommit_on_the_server_no_statement_of_a_read_leaves_a_transa
         none_is_open()
 
 
-@on_mariadb
+@on_mysqls
 def test_without_autocommit_on_the_server_events_are_published_moved_and_trimmed(
     manual_store, store, make_store, make_engine
 ):
@@ -279,7 +281,7 @@ def test_looks_go_on_beside_a_prepared_transaction(strict_engine, make_store, st
     assert sessions(postgres, strict_engine, "idle in transaction") == 0
 
 
-# Collations, on MariaDB.
+# Collations, on MariaDB and MySQL.
 
 
 def command_in(message):
@@ -298,7 +300,7 @@ def convert(engine):
 
 
 @pytest.mark.own_database
-@on_mariadb
+@on_mysqls
 @pytest.mark.parametrize("table", ["legacy_poll_event", "legacy_poll_outbox", "legacy_poll_log"])
 def test_a_table_that_compares_text_otherwise_is_named_with_the_command_that_mends_it(
     store, engine, convert, table
@@ -316,7 +318,7 @@ def test_a_table_that_compares_text_otherwise_is_named_with_the_command_that_men
 
 
 @pytest.mark.own_database
-@on_mariadb
+@on_mysqls
 @pytest.mark.parametrize("collation", ["utf8mb4_general_ci", "utf8mb4_unicode_ci"])
 def test_a_reader_gets_no_neighbour_that_is_the_same_to_a_collation(store, convert, collation):
     convert("legacy_poll_event", collation)
@@ -339,7 +341,7 @@ def test_a_reader_gets_no_neighbour_that_is_the_same_to_a_collation(store, conve
 
 
 @pytest.mark.own_database
-@on_mariadb
+@on_mysqls
 def test_an_id_is_not_taken_for_one_that_is_the_same_to_a_collation(store, convert):
     convert("legacy_poll_event")
     convert("legacy_poll_outbox")
@@ -393,7 +395,7 @@ def test_a_sequence_that_was_renamed_is_named_as_it_is_called(store, engine):
 
 
 @pytest.mark.own_database
-@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
 def test_a_backlog_is_that_of_the_channels_asked_for_whatever_the_collation(store, engine):
     for number in range(50):
         name = ("Orders", "orders", "ORDERS", "orderS", "other")[number % 5]

@@ -11,13 +11,14 @@ import subprocess
 
 import pytest
 
+from tests.conftest import SERVERS as FIXTURES
 from tests.gunicorn import Gunicorn
 from tests.process.polls import Client, Request, get
 from tests.servers import find_program
 from tests.waiting import until
 
 # "postgresql" is psycopg 3 where SQLAlchemy knows it.
-SERVERS = ["postgresql", "postgresql+psycopg2", "mariadb"]
+SERVERS = ["postgresql", "postgresql+psycopg2", "mariadb", "mysql"]
 DATABASES = ["sqlite"] + SERVERS
 
 # A database and a lane: the parked one over SQLite, since no lane knows what is behind the hub.
@@ -153,7 +154,7 @@ def house(request, tmp_path_factory):
     if kind == "sqlite":
         url = "sqlite:///{}".format(tmp_path_factory.mktemp("house") / "house.db")
     else:
-        server = request.getfixturevalue("_postgres" if kind == "postgresql" else "_mariadb")
+        server = request.getfixturevalue("_" + FIXTURES[kind])
         server.resume()
         url = server.create_database(driver=database if driver else None)
         upgrade(url)

@@ -73,7 +73,7 @@ def test_a_hole_among_recent_events_costs_nothing_once_it_was_passed(serve, term
     assert position(answer.cursor) == 230
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_polls_of_a_log_that_was_cut_back_read_it_once_and_wait_for_the_look(serve, terminal):
     """The publisher's own look is 20 s away; until then each of these polls had read hundreds of times a second."""
     gunicorn = serve(dict(NO_HINTS, POLL_INTERVAL_SECONDS=20, TAIL_EVENTS=5), workers=1)
@@ -120,7 +120,7 @@ def test_erased_events_leave_the_memory_of_every_worker(serve, database_url):
     assert gunicorn.logged(MISSING) == 0
 
 
-@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
 def test_a_report_that_copies_the_log_stops_nobodys_events(serve, terminal, database_url):
     """INSERT ... SELECT at REPEATABLE READ, open for as long as it likes."""
     gunicorn = serve(NO_HINTS)
@@ -185,7 +185,7 @@ def test_a_revocation_counts_whatever_the_databases_clock_says(serve, terminal, 
     assert get(late, "/cursor?channel=orders&token=" + after).status == 200
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_log_without_its_row_serves_again_after_the_command_that_is_named(serve, terminal, database_url):
     gunicorn = serve(NO_HINTS)
     start = head(gunicorn)
@@ -208,7 +208,7 @@ def test_a_log_without_its_row_serves_again_after_the_command_that_is_named(serv
     assert legacy_poll("repair", DATABASE_URL=database_url).stdout == "There is nothing to repair.\n"
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_says_so(
     serve, terminal, database_url
 ):
@@ -249,7 +249,7 @@ def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_
     assert status()["log_id"] != whole["log_id"]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_tail_since_a_time_prints_what_there_is_and_from_a_cursor_says_what_is_missing(
     serve, terminal, database_url
 ):

@@ -291,7 +291,7 @@ def test_a_token_of_the_command_line_opens_its_channels_and_no_others(serve, dat
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_new_log_tells_every_client_of_a_running_server_once(serve, database_url, terminal):
     gunicorn = serve()
     terminal.publish("1")

@@ -140,7 +140,7 @@ def test_a_worker_that_has_not_looked_yet_holds_cursors_that_are_ahead_of_it(ser
     assert Client(gunicorn).hear_until(3) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "mariadb", "mysql"], indirect=True)
 def test_workers_of_one_host_tell_each_other_at_once(serve):
     # Neither database has notifications: it is the workers' own datagrams that tell.
     gunicorn = serve({"POLL_INTERVAL_SECONDS": 60})

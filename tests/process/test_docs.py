@@ -99,8 +99,9 @@ def sql_of(label):
 
 
 @pytest.fixture
-def kind(database_url):
-    return database_url.partition(":")[0].partition("+")[0].replace("mysql", "mariadb")
+def kind(request, database_url):
+    """The kind of the database, by the label that SQL for it has on the page."""
+    return request.node.callspec.params["database_url"].partition("+")[0].replace("mysql", "mariadb")
 
 
 @pytest.fixture
@@ -137,8 +138,8 @@ def test_sql_of_the_tables_page_publishes(kind, engine, terminal):
 
 
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_a_single_backslash_is_lost_on_mariadb_as_the_tables_page_warns(engine, terminal):
+@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
+def test_a_single_backslash_is_lost_on_mysqls_as_the_tables_page_warns(engine, terminal):
     terminal(sql_of("mariadb")[1].replace("\\\\", "\\"))
     assert moved(engine) == []
     assert "JSON" in terminal("SELECT reason FROM legacy_poll_set_aside")
@@ -160,7 +161,7 @@ def roles(kind, database_url, database_server):
 
 
 @pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 def test_grants_of_the_tables_page_are_enough_and_not_more(engine, roles):
     writer, server = [create_engine(url, future=True) for url in roles]
     statement = "INSERT INTO legacy_poll_outbox (channel, data) VALUES ('orders', '{}')"

@@ -16,7 +16,7 @@ EVENTS = 5_000
 
 
 @pytest.mark.parametrize("open_seconds", [DELAY_SECONDS, 2.0])
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_log_by_auto_increment_ids_is_rejected(database_url, tmp_path, open_seconds):
     outcome = run(Workload(HOME_MADE, database_url, str(tmp_path), EVENTS, open_seconds))
     print(outcome)

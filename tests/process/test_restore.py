@@ -78,7 +78,7 @@ class MariaDBScript:
     def __init__(self, terminal, folder):
         client = terminal.server.client(terminal.url)
         self.client = client
-        self.dump = [terminal.server.program("mariadb-dump"), "--no-defaults", "--single-transaction"]
+        self.dump = [terminal.server.program(terminal.server.dump), "--no-defaults", "--single-transaction"]
         self.dump += [part for part in client[1:] if part.startswith(("--protocol", "--default-character"))]
         self.dump += client[client.index("-h") :]
         self.path = folder / "dump.sql"
@@ -90,6 +90,12 @@ class MariaDBScript:
     def put_back(self):
         with open(str(self.path), "rb") as script:
             run(*self.client, stdin=script)
+
+
+class MySQLScript(MariaDBScript):
+    """The same with mysqldump."""
+
+    database = "mysql"
 
 
 class SQLiteBackup:
@@ -125,6 +131,7 @@ BACKUPS = [
     PostgresArchivePiecemeal,
     PostgresScript,
     MariaDBScript,
+    MySQLScript,
     SQLiteBackup,
     SQLiteFile,
 ]
@@ -186,7 +193,7 @@ COMMIT;
 """
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_log_cut_back_by_hand_is_told_to_clients_and_never_skipped(serve, terminal):
     gunicorn = serve()
     terminal.publish('"A"')

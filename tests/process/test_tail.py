@@ -95,7 +95,7 @@ def test_over_http_it_outlives_its_server(serve, terminal, tail):
     assert json.loads(watched.until_out(4)[3])["data"] == 10
 
 
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 def test_from_the_log_it_outlives_its_database(serve, terminal, tail, database_server):
     gunicorn = serve(workers=1)
     terminal.publish("0")

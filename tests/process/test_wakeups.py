@@ -59,7 +59,7 @@ def until_hears(*gunicorns):
                 until(lambda one=gunicorn: hears(one), what="the worker hears notifications")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_script_of_the_same_host_wakes_every_worker(serve, database_url, monkeypatch):
     gunicorn = serve(dict(MINUTE, NOTIFY=0), workers=2)
     clients = everyone(hold_everywhere(gunicorn, 2, cursor=head(gunicorn)))
@@ -73,7 +73,7 @@ def test_a_script_of_the_same_host_wakes_every_worker(serve, database_url, monke
     assert [client.hear().data for client in clients] == [["from a command"]] * 4
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "mariadb"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "mariadb", "mysql"], indirect=True)
 def test_without_their_datagrams_the_interval_brings_it(serve, database_url):
     gunicorn = serve(workers=2)
     clients = everyone(hold_everywhere(gunicorn, 2, cursor=head(gunicorn)))

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 
 from legacy_poll import LegacyPoll
 from legacy_poll.schema import new_log, upgrade
+from tests.conftest import SERVERS
 from tests.gunicorn import Gunicorn
 from tests.http.conftest import SECONDS, Reply, Site
 from tests.http.test_stream import (  # noqa: F401
@@ -103,13 +104,13 @@ class House(Site):
         self.settle()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb", "sqlite-parked"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb", "mysql", "sqlite-parked"])
 def house(request, tmp_path_factory):
     kind, _, lane = request.param.partition("-")
     if kind == "sqlite":
         url = "sqlite:///{}".format(tmp_path_factory.mktemp("house") / "log.db")
     else:
-        server = request.getfixturevalue("_" + ("postgres" if kind == "postgresql" else "mariadb"))
+        server = request.getfixturevalue("_" + SERVERS[kind])
         server.start()
         url = server.create_database()
     engine = create_engine(url, future=True)
