@@ -24,9 +24,12 @@ OTHER_GUNICORNS = $(abspath $(VENV))/gunicorns
 SYSTEM_PARTS = postgresql mariadb-server pgbouncer nginx haproxy apache2 varnish chromium sqlite3 curl openssl \
 	nodejs npm node-acorn mujs duktape gcc libc6-dev
 
+# Those that Debian has in its unstable release only; see tests/newer.sh.
+NEWER_PARTS = mysql-server-core mysql-client-core
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-oldest test-gunicorns check bench clean system-parts
+.PHONY: help run test test-oldest test-gunicorns check bench clean system-parts newer-parts
 
 help:
 	@echo "make run     the demo on http://127.0.0.1:$(PORT)/ (PORT=...)"
@@ -58,7 +61,7 @@ endif
 .PHONY: .run-oldest
 .run-oldest: $(VENV)/.has-oldest
 	$(BIN)/python -m pytest -n 2 --dist loadfile -p no:cacheprovider \
-		-k "not postgresql and not mariadb" $(ARGS) \
+		-k "not postgresql and not mariadb and not mysql" $(ARGS) \
 		tests/unit tests/contract tests/http tests/process/test_migrations.py
 
 # Some two minutes for each; all of them run, so that one failure does not hide another. The tests start the gunicorn of
@@ -69,7 +72,7 @@ test-gunicorns: $(VENV)/.has-dev system-parts
 		test -d $$folder || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 			--target $$folder "gunicorn==$$version.*" || { failed="$$failed $$version"; continue; }; \
 		PYTHONPATH=$$folder $(BIN)/python $(BIN)/gunicorn --version; \
-		PYTHONPATH=$$folder $(BIN)/python -m pytest -q -p no:cacheprovider -k "parked and not postgres and not mariadb" \
+		PYTHONPATH=$$folder $(BIN)/python -m pytest -q -p no:cacheprovider -k "parked and not postgres and not mariadb and not mysql" \
 			$(ARGS) $(SEAM_TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed on gunicorn$$failed"; exit 1; }
@@ -142,6 +145,9 @@ system-parts:
 		test -n "$$found" || missing="$$missing $$part"; \
 	done; \
 	test -z "$$missing" || { $(call apt_install,$$missing); } || echo "not installed, so skipped:$$missing"
+
+newer-parts:
+	@sh tests/newer.sh $(NEWER_PARTS)
 
 # RUNLEVEL=1 keeps the packages from starting servers of their own: the tests start theirs.
 apt_install = test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \

@@ -17,9 +17,9 @@ import tempfile
 
 from tests.history.run import Outcome, run
 from tests.history.workload import DELAY_SECONDS, HOME_MADE, LEGACY_POLL, Workload
-from tests.servers import MariaDBServer, PostgresServer
+from tests.servers import MariaDBServer, MySQLServer, PostgresServer
 
-SERVERS = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
+SERVERS = {"postgresql": PostgresServer, "mariadb": MariaDBServer, "mysql": MySQLServer}
 
 
 def cells(workload: Workload, database: str, outcome: Outcome) -> dict[str, str]:
@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.history", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--database", action="append", choices=["sqlite", "postgresql", "mariadb"])
+    parser.add_argument("--database", action="append", choices=["sqlite", *SERVERS])
     parser.add_argument("--log", action="append", choices=[HOME_MADE, LEGACY_POLL])
     parser.add_argument("--open-seconds", action="append", type=float)
     parser.add_argument("--events", type=int, default=10_000)

@@ -15,7 +15,7 @@ from tests.history.workload import LEGACY_POLL, Workload
 EVENTS = 20_000
 
 
-@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_every_event_reaches_every_reader_once_in_one_order(database_url, tmp_path):
     outcome = run(Workload(LEGACY_POLL, database_url, str(tmp_path), EVENTS, open_seconds=2.0), faults=True)
     print(outcome)
@@ -25,7 +25,7 @@ def test_every_event_reaches_every_reader_once_in_one_order(database_url, tmp_pa
     assert "Traceback" not in outcome.server_log, outcome.server_log
 
 
-@pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_outages_reloads_and_lost_hints_cost_no_event(database_url, database_server, tmp_path):
     outcome = run(Workload.with_outages(database_url, str(tmp_path)), database=database_server)
     print(outcome)
