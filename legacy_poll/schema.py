@@ -119,13 +119,14 @@ def upgrade(engine: Engine, revision: str = "head") -> Optional[str]:
         The revision before; None when there was none.
 
     Raises:
-        SchemaError: The schema is newer than this code, and of another line.
+        SchemaError: The schema is newer than this code, and of another line; or the database's version is too old.
         StorageBusy: Transactions of others have kept the tables from us for a minute. Nothing was changed, or (MariaDB
             and MySQL) some steps were done, which the next call goes on from.
         StorageUnavailable: The database failed.
     """
     database = Database(engine, Settings(), wait_seconds=_UPGRADE_WAIT_SECONDS)
     try:
+        _check_server(database)
         # A look first: with nothing to do, a worker that starts must not wait for anybody's open transaction.
         before = database.read(_version)
         if before is not None and _same_line(before) and before >= REVISION:
@@ -296,15 +297,23 @@ def check(database: Database) -> Optional[str]:
     Raises:
         SchemaMissing: There are no tables, or they are older than this code needs.
         LogDamaged: What is in them is no log.
-        SchemaError: They are of another line, or the database gives ids in an order that cannot be relied on.
+        SchemaError: They are of another line, the database is too old, or it gives ids in an order that cannot
+            be relied on.
         StorageUnavailable: The database failed.
     """
+    _check_server(database)
     warnings = [check_log(database)]
     disorder = database.read(database.dialect.disorder)
     if disorder is not None:
         raise SchemaError(disorder)
     warnings.append(database.read(database.dialect.inexact))
     return "; ".join(each for each in warnings if each) or None
+
+
+def _check_server(database: Database) -> None:
+    too_old = database.read(database.dialect.too_old)
+    if too_old is not None:
+        raise SchemaError(too_old)
 
 
 def check_log(database: Database) -> Optional[str]:

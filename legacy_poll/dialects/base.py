@@ -51,6 +51,20 @@ class Dialect:
                 "the database's driver is %s: %s is needed" % (driver, " or ".join(cls.drivers))
             )
 
+    def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
+        """The server's product, its version, and the oldest version that this code works with."""
+        raise NotImplementedError
+
+    def too_old(self, connection: Connection) -> Optional[str]:
+        """Why this server's version cannot be worked with; None when it can."""
+        product, found, oldest = self.version(connection)
+        if found >= oldest:
+            return None
+        versions = (".".join(map(str, each)) for each in (found, oldest))
+        return "the database is %s %s: %s %s or later is needed" % tuple(
+            word for version in versions for word in (product, version)
+        )
+
     def driver_blocks(self) -> bool:
         """Whether the driver's calls stop every greenlet of a process that gevent patched."""
         return True

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import zlib
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
@@ -146,11 +147,15 @@ class MySQL(Dialect):
         finally:
             cursor.close()
 
+    def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
+        said = str(self.scalar(connection, "SELECT VERSION()"))
+        found = tuple(int(part) for part in re.findall(r"\d+", said)[:2])
+        return ("MariaDB", found, (10, 2)) if "mariadb" in said.lower() else ("MySQL", found, (5, 7))
+
     def _needs_named_lock(self, connection: Connection) -> bool:
         if self._named is None:
-            version = str(self.scalar(connection, "SELECT VERSION()")).lower()
-            parts = tuple(int(part) for part in version.split("-")[0].split(".")[:2])
-            self._named = parts < ((10, 6) if "mariadb" in version else (8, 0))
+            product, found, _ = self.version(connection)
+            self._named = found < ((10, 6) if product == "MariaDB" else (8, 0))
         return self._named
 
     def lock_log(self, connection: Connection, head: int) -> bool:
@@ -244,6 +249,9 @@ class MySQL(Dialect):
                 % (idle, _UPGRADE_IDLE_SECONDS, _TABLE_WAIT_SECONDS)
             )
         )
+        # MariaDB from 10.3 to 11.4: how a server may be told to refuse an index.
+        if connection.execute(text("SHOW VARIABLES LIKE 'alter_algorithm'")).first() is not None:
+            connection.execute(text("SET SESSION alter_algorithm = 'DEFAULT'"))
         if not self._get_lock(connection, "upgrade", _UPGRADE_WAIT_SECONDS):
             raise StorageBusy("another upgrade has been under way for %d seconds" % _UPGRADE_WAIT_SECONDS)
         try:
@@ -276,6 +284,9 @@ class MySQL(Dialect):
             return "set binlog_format to ROW or MIXED: STATEMENT refuses writes under READ COMMITTED"
         if code_of(error) == 1290:
             return "this server is read-only; the URL must name the primary"
+        cause = getattr(error, "orig", None) or error
+        if isinstance(cause, RuntimeError) and "cryptography" in str(cause):
+            return "run: pip install 'PyMySQL[rsa]'"
         if code_of(error) in (1142, 1044):
             return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
         return ""

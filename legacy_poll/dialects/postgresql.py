@@ -76,6 +76,10 @@ class PostgreSQL(Dialect):
         # What a worker moved itself it need not be told.
         self._sender = uuid.uuid4().hex
 
+    def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
+        number = int(self.scalar(connection, "SELECT current_setting('server_version_num')"))
+        return "PostgreSQL", (number // 10000,), (11,)
+
     def driver_blocks(self) -> bool:
         driver = self.engine.dialect.driver
         if driver == "psycopg2":
@@ -260,6 +264,10 @@ class PostgreSQL(Dialect):
     def advice(self, error: Exception) -> str:
         if code_of(error) == "25006":
             return "this is a read-only replica; the URL must name the primary"
+        cause = getattr(error, "orig", None) or error
+        if isinstance(cause, TypeError) and "bytes" in str(cause):
+            # psycopg 3 then gives bytes for text, which SQLAlchemy does not take, before we can choose another.
+            return "is client_encoding SQL_ASCII? the URL may say another: ...?client_encoding=utf8"
         if code_of(error) == "42501":
             return "grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user"
         return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Tuple
 
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
@@ -51,6 +51,10 @@ class SQLite(Dialect):
                 "the database is %s: an SQLite database in memory belongs to one connection, and we need our own; "
                 "use a file, such as sqlite:////var/lib/app/app.db" % str(url)
             )
+
+    def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
+        found = str(self.scalar(connection, "SELECT sqlite_version()"))
+        return "SQLite", tuple(int(part) for part in found.split(".")[:2]), (3, 31)
 
     def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
         connection.isolation_level = None  # no BEGIN by the driver: ours is IMMEDIATE, see on_begin

@@ -11,12 +11,15 @@ from sqlalchemy import event as listening
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
 
+from legacy_poll import schema
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
+from legacy_poll.dialects import MySQL, PostgreSQL, SQLite
 from legacy_poll.errors import ConfigError, SchemaMissing, StorageUnavailable
 from legacy_poll.eventlog import append
 from legacy_poll.schema import upgrade
 from tests.contract.store import Store, one_writer, run, two_writers
+from tests.servers import MariaDBServer
 from tests.waiting import until
 
 pytestmark = pytest.mark.own_database
@@ -363,3 +366,126 @@ def test_a_user_with_the_rights_on_our_tables_alone_can_do_everything(store, eng
     other.log.trim("2999-01-01T00:00:00.000Z")
     assert other.data() == []
     theirs.dispose()
+
+
+# What drivers raise.
+
+
+class Strange(Exception):
+    """Of a package that we have never heard of."""
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, TypeError, KeyError, Strange], ids=lambda kind: kind.__name__
+)
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_what_the_applications_way_to_connect_raises_is_ours(database_url, error, kind):
+    def connect():
+        raise error("no luck")
+
+    engine = create_engine(database_url, creator=connect, future=True)
+    database = Database(engine, Settings())
+    with pytest.raises(StorageUnavailable, match="^%s: .*no luck" % error.__name__):
+        getattr(database, kind)(lambda connection: None)
+
+
+@pytest.mark.parametrize(
+    "kind, place", [("read", "do_execute"), ("write", "do_execute"), ("write", "do_commit")]
+)
+def test_what_a_driver_raises_is_ours_and_its_connection_is_not_used_again(
+    store, engine, monkeypatch, kind, place
+):
+    """As PyMySQL does when an answer ends early: the rest of it would be taken for the next answer."""
+    used = []
+
+    def look(connection):
+        used.append(connection.connection.dbapi_connection)
+        return connection.execute(text("SELECT 1")).scalar()
+
+    def breaks(*arguments, **options):
+        raise Strange("in the middle of an answer")
+
+    run_it = getattr(store.database, kind)
+    assert run_it(look) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.dialect, place, breaks)
+        with pytest.raises(StorageUnavailable, match="^Strange: in the middle of an answer"):
+            run_it(look)
+    assert run_it(look) == 1
+    assert used[-1] is not used[0]
+
+
+@two_writers
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_what_a_driver_raises_while_a_connection_is_set_up_is_ours(store, engine, monkeypatch, kind):
+    def breaks(*arguments, **options):
+        raise Strange("no such setting")
+
+    monkeypatch.setattr(engine.dialect, "set_isolation_level", breaks)
+    with pytest.raises(StorageUnavailable, match="^Strange: no such setting"):
+        getattr(store.database, kind)(lambda connection: None)
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_fault_of_our_own_is_not_taken_for_the_databases(store, kind):
+    def wrong(connection):
+        connection.execute(text("SELECT 1"))
+        return {}["nothing"]
+
+    with pytest.raises(KeyError):
+        getattr(store.database, kind)(wrong)
+    assert (
+        getattr(store.database, kind)(lambda connection: connection.execute(text("SELECT 1")).scalar()) == 1
+    )
+
+
+# Versions.
+
+
+@pytest.fixture(params=["5.5.68-MariaDB", "10.1.48-MariaDB-log"])
+def old_mariadb(request):
+    """A server that says it is older than it is, which this one can be told to."""
+
+    class Old(MariaDBServer):
+        def _serve_command(self):
+            return [*super()._serve_command(), "--version=" + request.param]
+
+    server = Old()
+    yield server
+    server.destroy()
+
+
+def test_a_server_from_before_the_oldest_that_we_support_is_refused(old_mariadb):
+    engine = create_engine(old_mariadb.create_database(), future=True, poolclass=NullPool)
+    said = r"the database is MariaDB (5\.5|10\.1): MariaDB 10\.2 or later is needed"
+    with pytest.raises(ConfigError, match=said):
+        upgrade(engine)
+    with pytest.raises(ConfigError, match=said):
+        schema.check(Store(engine).database)
+
+
+@pytest.mark.parametrize(
+    "dialect, said, found",
+    [
+        ("postgresql", "100023", "PostgreSQL 10: PostgreSQL 11 or later"),
+        ("postgresql", "90624", "PostgreSQL 9: PostgreSQL 11 or later"),
+        ("postgresql", "110000", None),
+        ("postgresql", "180006", None),
+        ("mysql", "5.6.51-log", "MySQL 5.6: MySQL 5.7 or later"),
+        ("mysql", "5.7.44", None),
+        ("mysql", "8.0.11", None),
+        ("mysql", "9.7.4-2", None),
+        ("mysql", "10.2.2-MariaDB", None),
+        ("mysql", "11.8.9-MariaDB-ubu2404", None),
+        ("sqlite", "3.30.1", "SQLite 3.30: SQLite 3.31 or later"),
+        ("sqlite", "3.31.0", None),
+    ],
+)
+def test_a_version_is_judged_by_what_the_server_says_of_itself(dialect, said, found):
+    engine = create_engine("sqlite:///x.db", future=True)
+    judge = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}[dialect](engine)
+    judge.scalar = lambda connection, sql: said
+    if found is None:
+        assert judge.too_old(None) is None
+    else:
+        assert judge.too_old(None) == "the database is %s is needed" % found

@@ -12,10 +12,11 @@ import pytest
 import sqlalchemy
 from sqlalchemy import create_engine, select, text
 
-from legacy_poll import schema
+from legacy_poll import schema, upkeep
 from legacy_poll.errors import BacklogTooLarge, SchemaError
+from legacy_poll.storage import erasing
 from legacy_poll.tables import log
-from tests.contract.store import drivers, on_mysqls, on_postgresql, run
+from tests.contract.store import Store, drivers, on_mysqls, on_postgresql, run
 from tests.servers import database_name
 from tests.waiting import until
 
@@ -409,3 +410,89 @@ def test_a_backlog_is_that_of_the_channels_asked_for_whatever_the_collation(stor
     assert store.read(start, ["orders"], limit=3, max_backlog=10).more
     with pytest.raises(BacklogTooLarge):
         store.read(start, ["orders"], limit=3, max_backlog=9)
+
+
+# Whatever else an administrator has set, on MariaDB and MySQL.
+
+COMMON = {
+    "updates by key only": {"sql_safe_updates": 1},
+    "few rows": {"sql_select_limit": 1},
+    "small joins": {"sql_big_selects": 0, "max_join_size": 1},
+    "transactions in a chain": {"completion_type": "CHAIN"},
+    "an old row format": {"innodb_default_row_format": "compact"},
+    "the oldest row format": {"innodb_default_row_format": "redundant"},
+    "another engine": {"default_storage_engine": "MyISAM"},
+    "another language": {"collation_server": "latin1_swedish_ci"},
+    "no strict mode": {"sql_mode": ""},
+    "strict modes": {"sql_mode": "TRADITIONAL,ANSI,NO_ZERO_DATE,NO_ZERO_IN_DATE,ONLY_FULL_GROUP_BY"},
+    "other quotes": {"sql_mode": "NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,PAD_CHAR_TO_FULL_LENGTH,IGNORE_SPACE"},
+    "times that change by themselves": {"explicit_defaults_for_timestamp": 0},
+    "another time zone": {"time_zone": "+13:00"},
+    "columns without a meaning": {"innodb_strict_mode": 0},
+    "null columns": {"sql_auto_is_null": 1},
+}
+MARIADB = {
+    "Oracle's way": {"sql_mode": "ORACLE"},
+    "empty is null": {"sql_mode": "EMPTY_STRING_IS_NULL"},
+    "no copies of tables": {"alter_algorithm": "INSTANT"},
+}
+MYSQL = {
+    "a log of transactions": {"enforce_gtid_consistency": "ON", "default_storage_engine": "MyISAM"},
+    "a key for each table": {"sql_require_primary_key": 1},
+    "keys that nobody sees": {"sql_generate_invisible_primary_key": 1},
+    "another collation": {"default_collation_for_utf8mb4": "utf8mb4_general_ci"},
+}
+SETTINGS = [
+    pytest.param(server, settings, id="{} on {}".format(name, server))
+    for server, own in (("mariadb", MARIADB), ("mysql", MYSQL))
+    for name, settings in {**COMMON, **own}.items()
+]
+
+
+@pytest.mark.own_database
+@pytest.mark.parametrize("database_url, settings", SETTINGS, indirect=["database_url"])
+def test_whatever_the_server_is_set_to_the_tables_are_made_and_everything_works(
+    database_url, database_server, settings, set_global
+):
+    for name, value in settings.items():
+        set_global(name, value)
+    # As in a database that was made then: the default of its tables.
+    name = database_name(database_url)
+    collation = database_server.execute("SELECT @@GLOBAL.collation_server").strip()
+    database_server.execute("ALTER DATABASE {} COLLATE {}".format(name, collation))
+    engine = create_engine(database_url, future=True)
+    assert schema.upgrade(engine) is None
+    tables = database_server.execute(
+        "SET SESSION sql_big_selects = 1;"
+        " SELECT DISTINCT lower(engine), lower(row_format), table_collation FROM information_schema.tables"
+        " WHERE table_schema = '{}'".format(name)
+    )
+    assert tables.split() == ["innodb", "dynamic", "utf8mb4_bin"]
+    store = Store(engine, retention_events=5)
+    assert schema.check(store.database) is None
+    ids = store.publish(*range(1, 9), channel="orders")
+    store.insert(
+        {"channel": "no spaces", "data": "0"}, {"channel": "orders", "data": '"\\u00e4 \\\\ \' \\""'}
+    )
+    store.publish(1, id=ids[0])
+    store.drain()
+    assert store.data() == [*range(1, 9), "\u00e4 \\ ' \""]
+    assert len(store.set_aside()) == 1
+    batch = store.read(limit=2)
+    assert [each.data for each in store.read(batch.cursor, ["orders"], limit=2).events] == ["3", "4"]
+    assert upkeep.retry(store.database, None) == 1
+    store.drain()
+    assert len(store.set_aside()) == 1
+    erased = erasing.erase(store.database, erasing.What(ids=ids[7:8]))
+    assert erased.events == 1
+    store.log.trim(store.log.glance().now)
+    assert store.data() == [5, 6, 7, None, "\u00e4 \\ ' \""]
+    run(engine, "DELETE FROM legacy_poll_log WHERE log_id > ''")
+    assert schema.repair(engine).damage is not None
+    assert schema.new_log(engine)
+    store.publish("last")
+    store.drain()
+    assert store.data()[-1] == "last"
+    assert upkeep.status(store.database, store.log).waiting == 0
+    store.close()
+    engine.dispose()

@@ -38,7 +38,35 @@ REFUSED = {
     "a database in memory": ({"DATABASE_URL": "sqlite://"}, ["in memory", "use a file"]),
     "a database that we do not know": (
         {"DATABASE_URL": "oracle://db/x"},
-        ["LEGACY_POLL_DATABASE_URL cannot be used"],
+        ["the database is oracle: PostgreSQL, MySQL, MariaDB or SQLite is needed"],
+    ),
+    "a database that we do not know, with its driver": (
+        {"DATABASE_URL": "mssql+pyodbc://db/x"},
+        ["the database is mssql: PostgreSQL, MySQL, MariaDB or SQLite is needed"],
+    ),
+    "an asynchronous driver": (
+        {"DATABASE_URL": "postgresql+asyncpg://db/x"},
+        ["the database's driver is asyncpg: psycopg or psycopg2 is needed"],
+    ),
+    "a driver that we do not know": (
+        {"DATABASE_URL": "postgresql+pg8000://db/x"},
+        ["the database's driver is pg8000: psycopg or psycopg2 is needed"],
+    ),
+    "a driver that we do not know, of MySQL": (
+        {"DATABASE_URL": "mysql+aiomysql://db/x"},
+        ["the database's driver is aiomysql: pymysql or"],
+    ),
+    "an asynchronous driver of SQLite": (
+        {"DATABASE_URL": "sqlite+aiosqlite:///x.db"},
+        ["the database's driver is aiosqlite: pysqlite is needed"],
+    ),
+    "a driver that is not installed": (
+        {"DATABASE_URL": "mysql://db/x"},
+        ["No module named 'MySQLdb'", "pip install 'legacy_poll[mysql]'"],
+    ),
+    "a name that others use": (
+        {"DATABASE_URL": "postgres://db/x"},
+        ["SQLAlchemy's name for it is postgresql, not postgres"],
     ),
 }
 
