@@ -35,8 +35,6 @@ _INSTALL = {
 #: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
 Offload = Callable[..., Any]
 _CONNECT_WAIT_SECONDS = 10
-#: After these a connection is what SQLAlchemy says it is.
-_HARMLESS = (SQLAlchemyError, LegacyPollError)
 #: Where a connection's record keeps which file it has open.
 _FILE = "legacy_poll.file"
 
@@ -172,10 +170,9 @@ class Database:
                 if not write:
                     try:
                         return work(connection)
-                    except _HARMLESS:
-                        raise
-                    except Exception:
-                        connection.invalidate()  # the driver may have stopped in the middle of an answer
+                    except Exception as error:
+                        if _is_strange(error):
+                            connection.invalidate()
                         raise
                     finally:
                         self.dialect.after_read(connection)
@@ -195,8 +192,8 @@ class Database:
         if isinstance(error, LegacyPollError):
             return error
         # Drivers also raise what comes to hand, for a package that is missing or a server that they do not understand.
-        foreign = foreign or isinstance(error, (SQLAlchemyError, OSError, UnicodeError))
-        return self.dialect.translate(error) if foreign or _came_through(error, "sqlalchemy") else error
+        foreign = foreign or isinstance(error, (SQLAlchemyError, OSError, UnicodeError)) or _is_strange(error)
+        return self.dialect.translate(error) if foreign else error
 
     def _engine(self, write: bool) -> Engine:
         pid = os.getpid()
@@ -253,14 +250,20 @@ class Database:
         return engine
 
 
-def _came_through(error: Exception, package: str) -> bool:
-    """Whether the last of our functions that *error* came through had called *package*."""
-    through, trace = False, error.__traceback__
+def _is_strange(error: BaseException) -> bool:
+    """Whether a driver raised *error*, and SQLAlchemy did not know it.
+
+    The driver may have stopped in the middle of an answer, whose rest would be taken for the next one. To tell a fault
+    of ours apart: the last of our functions that the error came through had called SQLAlchemy.
+    """
+    if not isinstance(error, Exception) or isinstance(error, (SQLAlchemyError, LegacyPollError)):
+        return False
+    strange, trace = False, error.__traceback__
     while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-        through = name == package or (through and name != __name__.partition(".")[0])
+        package = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        strange = package == "sqlalchemy" or (strange and package != __name__.partition(".")[0])
         trace = trace.tb_next
-    return through
+    return strange
 
 
 def _in_transaction(connection: Connection, work: Callable[[Connection], Result]) -> Result:
@@ -271,7 +274,7 @@ def _in_transaction(connection: Connection, work: Callable[[Connection], Result]
     except BaseException as error:
         ended = False
         try:
-            if transaction.is_active and isinstance(error, _HARMLESS):
+            if transaction.is_active and not _is_strange(error):
                 transaction.rollback()
                 ended = True
         finally:

@@ -439,6 +439,26 @@ def test_a_fault_of_our_own_is_not_taken_for_the_databases(store, kind):
     )
 
 
+@two_writers
+def test_a_transaction_that_gives_up_by_itself_keeps_its_connection(store, engine):
+    """As a move does that somebody else was faster with; a new connection for each would cost more than the move."""
+
+    class Busy(Exception):
+        pass
+
+    used = []
+
+    def work(connection):
+        used.append(connection.connection.dbapi_connection)
+        connection.execute(text("SELECT 1"))
+        raise Busy
+
+    for _ in range(3):
+        with pytest.raises(Busy):
+            store.database.write(work)
+    assert used[0] is used[1] is used[2]
+
+
 # Versions.
 
 
