@@ -150,6 +150,17 @@ class Hub:
                 self._remove(group)
         _wake(ended)
 
+    def end_beyond(self, position: int) -> None:
+        """Ends the waits of those whose cursor is beyond *position*, where the log ends: each poll looks again.
+
+        They came on the log's word that it goes on as far. So it was cut back since, or the look that found its end is
+        older than their word.
+        """
+        if self._ahead:
+            self.end(
+                [group for group in list(self._ahead) if group.ahead and group.ahead.position > position]
+            )
+
     def deliver(self, events: Sequence[Event], cursor: Cursor) -> None:
         """Takes in *events*, which follow what was delivered before without a gap, and answers who waits for them.
 

@@ -231,6 +231,8 @@ class Publisher:
         else:
             self._busy_since = None
         found = self._deliver(glance, moved)
+        if not moved.events:
+            self._hub.end_beyond(glance.head)
         if self._erased:
             self._forget_erased()
         if glance.apart_from is None:

@@ -345,7 +345,7 @@ class Sequencer:
             StorageUnavailable: The database failed.
         """
         try:
-            return self._database.write(lambda connection: self._dialect.bring_back(connection, most=most))
+            return self._database.write(lambda connection: self._bring_back(connection, most))
         except StorageBusy:
             return 0
 
@@ -354,6 +354,10 @@ class Sequencer:
         newest = select(event.c.mark).order_by(event.c.position.desc()).limit(_NEWEST_EVENTS).subquery()
         unmarked = select(func.count()).select_from(newest).where(newest.c.mark.is_(None))
         return bool(self._database.read(lambda connection: connection.execute(unmarked).scalar()))
+
+    def _bring_back(self, connection: Connection, most: int) -> int:
+        self._dialect.begin_move(connection)
+        return self._dialect.bring_back(connection, most=most)
 
     def _is_apart(self, glance: Glance) -> bool:
         """Whether the next event goes apart: as the last one did, or since its place was found locked."""

@@ -41,6 +41,11 @@ _OURS = (
     "sql_safe_updates = 0, sql_select_limit = 18446744073709551615, sql_big_selects = 1, sql_auto_is_null = 0,"
     " completion_type = 'NO_CHAIN'"
 )
+_IDLE_CONNECTION = "wait_timeout"
+#: Between two moves, seconds.
+_MOVER_IDLE_SECONDS = 3600
+#: Where a connection's record keeps that it must not idle.
+_HURRIED = "legacy_poll.hurried"
 #: While an upgrade computes between two statements, on a machine of any speed, seconds.
 _UPGRADE_IDLE_SECONDS = 600
 #: An upgrade's longest wait for one table: meanwhile everybody else's statements on that table stand behind it.
@@ -109,6 +114,7 @@ class MySQL(Dialect):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._named: Optional[bool] = None
+        self._hurries = False
 
     def driver_blocks(self) -> bool:
         return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
@@ -138,11 +144,13 @@ class MySQL(Dialect):
         cursor = connection.cursor()
         try:
             cursor.execute("SELECT @@version")
-            # A worker that stands still inside its transaction loses it, and the lock, after this.
+            # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL can only limit
+            # idle connections: for those that move again and again see begin_move.
             idle = _idle_setting(cursor.fetchone()[0])
+            self._hurries = idle == _IDLE_CONNECTION and wait is None
+            seconds = _MOVER_IDLE_SECONDS if self._hurries else MOVE_SECONDS
             cursor.execute(
-                "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d"
-                % (idle, MOVE_SECONDS, MOVE_SECONDS)
+                "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d" % (idle, seconds, MOVE_SECONDS)
             )
         finally:
             cursor.close()
@@ -166,8 +174,23 @@ class MySQL(Dialect):
         query = text("SELECT head FROM legacy_poll_log WHERE head = :head FOR UPDATE")
         return connection.execute(query, {"head": head}).first() is not None
 
+    def begin_move(self, connection: Connection) -> None:
+        if self._hurries:
+            connection.execute(text("SET SESSION %s = %d" % (_IDLE_CONNECTION, MOVE_SECONDS)))
+            connection.info[_HURRIED] = True
+
     def after_write(self, connection: Connection) -> None:
-        if self._named and not connection.invalidated:
+        if connection.invalidated:
+            return
+        if connection.info.pop(_HURRIED, False):
+            # To open it anew would make late what comes first after two seconds.
+            try:
+                with contextlib.closing(connection.connection.cursor()) as cursor:
+                    cursor.execute("SET SESSION %s = %d" % (_IDLE_CONNECTION, _MOVER_IDLE_SECONDS))
+            except Exception:  # the transaction has ended, and its end is what counts
+                connection.invalidate()
+                return
+        if self._named:
             self._release_lock(connection, "move")
 
     def delete_outbox(self, connection: Connection, ids: Sequence[int]) -> int:
@@ -294,7 +317,7 @@ class MySQL(Dialect):
 
 def _idle_setting(version: str) -> str:
     """What limits an idle transaction; MySQL can only limit idle connections."""
-    return "idle_transaction_timeout" if "mariadb" in version.lower() else "wait_timeout"
+    return "idle_transaction_timeout" if "mariadb" in version.lower() else _IDLE_CONNECTION
 
 
 def _crc(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -18,7 +19,7 @@ from legacy_poll.dialects import MySQL, PostgreSQL, SQLite
 from legacy_poll.errors import ConfigError, SchemaMissing, StorageUnavailable
 from legacy_poll.eventlog import append
 from legacy_poll.schema import upgrade
-from tests.contract.store import Store, one_writer, run, two_writers
+from tests.contract.store import Store, on_mysqls, one_writer, run, two_writers
 from tests.servers import MariaDBServer
 from tests.waiting import until
 
@@ -366,6 +367,25 @@ def test_a_user_with_the_rights_on_our_tables_alone_can_do_everything(store, eng
     other.log.trim("2999-01-01T00:00:00.000Z")
     assert other.data() == []
     theirs.dispose()
+
+
+@on_mysqls
+def test_a_mover_that_idles_keeps_its_connection(store, engine):
+    """Only within a move does it end after two seconds; a new one would make the next event late, with TLS the more."""
+    used = []
+
+    def note(connection):
+        used.append(connection.execute(text("SELECT CONNECTION_ID()")).scalar())
+
+    store.publish(1)
+    store.drain()
+    store.database.write(note)
+    time.sleep(2.5)
+    store.publish(2)
+    store.drain()
+    store.database.write(note)
+    assert used[0] == used[1]
+    assert store.data() == [1, 2]
 
 
 # What drivers raise.

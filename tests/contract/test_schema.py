@@ -359,6 +359,7 @@ def test_an_upgrade_that_finds_no_gap_says_so_and_changes_nothing(engine, bare, 
 @pytest.mark.parametrize("database_url", ["mariadb", "mysql"], indirect=True)
 def test_an_upgrade_that_waits_in_vain_for_another_gives_up(engine, monkeypatch):
     monkeypatch.setattr("legacy_poll.dialects.mysql._UPGRADE_WAIT_SECONDS", 0)
+    monkeypatch.setattr(schema, "_UPGRADE_WAIT_SECONDS", 0)
     with engine.connect() as other:
         # Also that of earlier versions, which had the server digest the name.
         digest = hashlib.sha1(engine.url.database.encode()).hexdigest()

@@ -12,7 +12,7 @@ import pytest
 from tests.history.run import run
 from tests.history.workload import LEGACY_POLL, Workload
 
-EVENTS = 20_000
+EVENTS = 10_000
 
 
 @pytest.mark.parametrize("database_url", ["mysql"], indirect=True)

@@ -15,7 +15,7 @@ from tests.history.run import run
 from tests.history.workload import LEGACY_POLL, Workload
 from tests.process.conftest import each_lane
 
-EVENTS = {"standard": 20_000, "parked": 8_000}
+EVENTS = {"standard": 10_000, "parked": 8_000}
 
 
 @each_lane

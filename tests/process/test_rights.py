@@ -1,16 +1,15 @@
-"""A user who may not use one of the tables: the command, and a server, say in one line which, and what to grant."""
+"""A server whose user may not use one of the tables says what to grant, and works once it is granted."""
 
 from __future__ import annotations
 
 import pytest
 from sqlalchemy import make_url
 
-from tests.process.commands import legacy_poll
 from tests.process.conftest import upgrade
 from tests.process.polls import get
 from tests.waiting import until
 
-TABLES = ["outbox", "event", "log", "set_aside", "version"]
+TABLES = ["outbox", "event", "log", "set_aside", "version", "apart", "setting"]
 ADVICE = "(grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user)"
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
@@ -30,7 +29,7 @@ class LimitedUser:
         self._run("CREATE ROLE limited LOGIN" if self._postgres else "CREATE USER " + self._name)
         if self._postgres:
             self._run("GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO limited")
-        for table in [*TABLES, "apart", "setting"]:
+        for table in TABLES:
             self.give(table)
 
     def give(self, table):
@@ -54,18 +53,6 @@ def limited(database_url, database_server):
     user = LimitedUser(database_url, database_server)
     yield user
     user.drop()
-
-
-def test_a_command_names_the_table_and_what_is_to_be_granted(limited):
-    for table in TABLES:
-        limited.take(table)
-        done = legacy_poll("status", DATABASE_URL=limited.url)
-        assert (done.returncode, done.stdout) == (1, "")
-        [line] = done.stderr.splitlines()
-        assert "legacy_poll_" + table in line
-        assert ADVICE in line
-        limited.give(table)
-    assert legacy_poll("status", DATABASE_URL=limited.url).returncode == 0
 
 
 def test_a_server_names_the_table_and_is_ready_once_the_right_is_given(limited, start_gunicorn):

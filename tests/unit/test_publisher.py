@@ -554,6 +554,35 @@ def test_a_log_that_was_cut_back_is_read_afresh(worker, told, grown):
     assert len(told()) == 1
 
 
+def test_who_came_ahead_of_its_worker_is_not_held_when_the_log_is_cut_back_before_the_worker_got_there(
+    worker,
+):
+    worker.log.append("orders")
+    worker.settle()
+    worker.log.append("orders")
+    worker.log.append("orders")
+    # Other workers have delivered them, and the log has said that they are there.
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10, verified=True)
+    other = worker.hub.join(ORDERS, worker.log.cursor(), limit=10, verified=True)
+    assert isinstance(poll, Group) and other is poll
+    worker.log.cut_back(1)
+    worker.step()
+    assert poll.event.is_set()
+    assert worker.hub.leave(poll, limit=10, polls=2) is None
+
+
+def test_who_came_ahead_of_its_worker_is_held_while_the_worker_gets_there(worker):
+    worker.log.append("orders")
+    worker.settle()
+    worker.log.append("orders")
+    poll = worker.hub.join(ORDERS, worker.log.cursor(), limit=10, verified=True)
+    worker.steps(5)
+    assert not poll.event.is_set()
+    worker.log.append("orders")
+    worker.settle()
+    assert positions(worker.hub.leave(poll, limit=10)) == [3]
+
+
 def test_events_that_were_trimmed_while_it_was_stopped_are_not_missed_in_silence(worker, told):
     worker.log.append("orders")
     worker.settle()
