@@ -487,7 +487,7 @@ def test_whatever_the_server_is_set_to_the_tables_are_made_and_everything_works(
     assert erased.events == 1
     store.log.trim(store.log.glance().now)
     assert store.data() == [5, 6, 7, None, "\u00e4 \\ ' \""]
-    run(engine, "DELETE FROM legacy_poll_log WHERE log_id > ''")
+    run(engine, "DELETE FROM legacy_poll_log WHERE log_id >= '0'")
     assert schema.repair(engine).damage is not None
     assert schema.new_log(engine)
     store.publish("last")
