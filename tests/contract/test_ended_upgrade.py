@@ -90,7 +90,9 @@ def is_whole(engine, data):
     with engine.connect() as connection:
         options = {"include_name": schema_names, "version_table": schema.VERSION_TABLE}
         context = MigrationContext.configure(connection, opts=options)
-        if engine.dialect.name != "sqlite":  # where alembic with SQLAlchemy 1.4 finds a difference in each Identity()
+        if (
+            engine.dialect.name != "sqlite"
+        ):  # where alembic with SQLAlchemy 1.4 finds a difference in each Identity()
             assert compare_metadata(context, metadata) == []
         tables = connection.execute(text("SELECT count(*) FROM legacy_poll_log")).scalar()
         assert tables == 1
