@@ -399,7 +399,7 @@ class Strange(Exception):
     "error", [RuntimeError, TypeError, KeyError, Strange], ids=lambda kind: kind.__name__
 )
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_what_the_applications_way_to_connect_raises_is_ours(database_url, error, kind):
+def test_a_way_to_connect_that_raises_is_a_storage_error(database_url, error, kind):
     def connect():
         raise error("no luck")
 
@@ -412,7 +412,7 @@ def test_what_the_applications_way_to_connect_raises_is_ours(database_url, error
 @pytest.mark.parametrize(
     "kind, place", [("read", "do_execute"), ("write", "do_execute"), ("write", "do_commit")]
 )
-def test_what_a_driver_raises_is_ours_and_its_connection_is_not_used_again(
+def test_a_driver_that_raises_is_a_storage_error_and_its_connection_is_not_used_again(
     store, engine, monkeypatch, kind, place
 ):
     """As PyMySQL does when an answer ends early: the rest of it would be taken for the next answer."""
@@ -437,7 +437,7 @@ def test_what_a_driver_raises_is_ours_and_its_connection_is_not_used_again(
 
 @two_writers
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_what_a_driver_raises_while_a_connection_is_set_up_is_ours(store, engine, monkeypatch, kind):
+def test_a_driver_that_raises_while_it_is_set_up_is_a_storage_error(store, engine, monkeypatch, kind):
     def breaks(*arguments, **options):
         raise Strange("no such setting")
 

@@ -11,15 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-import sqlalchemy
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from legacy_poll import schema
 from legacy_poll.errors import SchemaError, SchemaMissing, StorageBusy, StorageUnavailable
-from legacy_poll.tables import metadata
-from tests.contract.store import Store, run, two_writers
+from tests.contract.store import Store, can_compare, difference_is_empty, run, two_writers
 from tests.servers import find_program
 from tests.waiting import until
 
@@ -223,20 +219,6 @@ def test_sql_for_a_database_administrator_makes_the_same_tables(
     works(bare)
     if can_compare(engine):
         difference_is_empty(engine)
-
-
-def can_compare(engine):
-    """With SQLAlchemy 1.4, alembic takes Identity() for a difference where the database has no such thing."""
-    return engine.dialect.name == "postgresql" or not sqlalchemy.__version__.startswith("1.")
-
-
-def difference_is_empty(engine):
-    def ours(name, kind, parents):
-        return kind != "table" or name.startswith("legacy_poll_") and name != schema.VERSION_TABLE
-
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": ours})
-        assert compare_metadata(context, metadata) == []
 
 
 def test_the_models_match_the_migrations(engine, tables, users_tables):

@@ -451,9 +451,7 @@ SETTINGS = [
 
 @pytest.mark.own_database
 @pytest.mark.parametrize("database_url, settings", SETTINGS, indirect=["database_url"])
-def test_whatever_the_server_is_set_to_the_tables_are_made_and_everything_works(
-    database_url, database_server, settings, set_global
-):
+def test_a_store_works_whatever_its_server_is_set_to(database_url, database_server, settings, set_global):
     for name, value in settings.items():
         set_global(name, value)
     # As in a database that was made then: the default of its tables.

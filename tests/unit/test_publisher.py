@@ -554,7 +554,7 @@ def test_a_log_that_was_cut_back_is_read_afresh(worker, told, grown):
     assert len(told()) == 1
 
 
-def test_who_came_ahead_of_its_worker_is_not_held_when_the_log_is_cut_back_before_the_worker_got_there(
+def test_a_poll_ahead_of_its_worker_looks_again_when_the_log_is_cut_back(
     worker,
 ):
     worker.log.append("orders")
@@ -571,7 +571,7 @@ def test_who_came_ahead_of_its_worker_is_not_held_when_the_log_is_cut_back_befor
     assert worker.hub.leave(poll, limit=10, polls=2) is None
 
 
-def test_who_came_ahead_of_its_worker_is_held_while_the_worker_gets_there(worker):
+def test_a_poll_ahead_of_its_worker_is_held_while_the_worker_gets_there(worker):
     worker.log.append("orders")
     worker.settle()
     worker.log.append("orders")
