@@ -6,13 +6,19 @@ creator, same listeners), are made in the process that uses them, never before a
 
 Reads run in autocommit, so that no snapshot outlives a statement; writes run in one short READ COMMITTED transaction.
 Driver exceptions do not leave this room: callers see :class:`StorageUnavailable`.
+
+A caller may give up while its call goes on: a server that waits for a lock does not notice that we have gone, so to
+close the connection would leave the session there and open another one at the next attempt. Such a call keeps its
+place in the pool until the server has answered, and nothing of it is committed; the server's own limits, set to when
+we give up, make that soon. So the pools bound what the server sees, and not only what we see.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Callable, Optional, Tuple, TypeVar
+import time
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from sqlalchemy import create_engine
 from sqlalchemy import event as listening
@@ -22,9 +28,9 @@ from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 
 from .config import Settings
 from .dialects import check_names, dialect_of
-from .errors import ConfigError, LegacyPollError
+from .errors import ConfigError, LegacyPollError, StorageUnavailable
 
-__all__ = ["Database", "make_engine"]
+__all__ = ["Call", "Database", "make_engine"]
 
 Result = TypeVar("Result")
 _INSTALL = {
@@ -32,8 +38,13 @@ _INSTALL = {
     "mysql": "pip install 'legacy_poll[mysql]' for pymysql",
     "mariadb": "pip install 'legacy_poll[mysql]' for pymysql",
 }
-#: Calls ``function(*arguments)`` where its blocking stops nobody, and returns or raises what it did.
+#: ``offload(call, function, *arguments)`` calls the function where its blocking stops nobody, and returns or raises
+#: what it did, or raises before it has ended.
 Offload = Callable[..., Any]
+#: What was given up and has not ended holds its place at least so long, seconds; twice as long after each that was cut
+#: off, while nothing works.
+_FIRST_PATIENCE_SECONDS = 30.0
+_LAST_PATIENCE_SECONDS = 600.0
 _CONNECT_WAIT_SECONDS = 10
 #: Where a connection's record keeps which file it has open.
 _FILE = "legacy_poll.file"
@@ -61,6 +72,26 @@ def make_engine(url: str) -> Engine:
         ) from error
 
 
+class Call:
+    """One call under way."""
+
+    __slots__ = ("raw", "has_begun", "has_ended", "given_up_at", "stop")
+
+    def __init__(self) -> None:
+        #: The DBAPI connection that it uses, once it has one.
+        self.raw: Any = None
+        self.has_begun = self.has_ended = False
+        #: When its caller gave up, by the monotonic clock.
+        self.given_up_at: Optional[float] = None
+        #: Set by an offload that can end it from outside.
+        self.stop: Callable[[], Any] = lambda: None
+
+    def go_on(self) -> None:
+        """Raises StorageUnavailable if nobody waits for the result any more."""
+        if self.given_up_at is not None:
+            raise StorageUnavailable("given up")
+
+
 class Database:
     """Runs functions on connections of our own.
 
@@ -69,6 +100,7 @@ class Database:
         settings: For the number of reads at once.
         offload: How to call what blocks; by default it is simply called.
         threaded: Whether *offload* calls in threads, which then keep connections of their own.
+        limit_seconds: When the callers of *offload* give up.
         wait_seconds: How long a write waits for another writer where the whole database has one lock (SQLite);
             None gives up almost at once, for those who try again.
 
@@ -83,10 +115,14 @@ class Database:
         *,
         offload: Optional[Offload] = None,
         threaded: bool = False,
+        limit_seconds: Optional[float] = None,
         wait_seconds: Optional[float] = None,
     ) -> None:
         self.engine = engine
         self._wait_seconds = wait_seconds
+        self._limit_seconds = limit_seconds
+        self._given_up: List[Call] = []
+        self._patience = _FIRST_PATIENCE_SECONDS
         self.dialect = dialect_of(engine)
         self.dialect.check()
         self._settings = settings
@@ -125,7 +161,7 @@ class Database:
     def hang_up(self, connection: Any) -> None:
         """Closes a connection of :meth:`listen`, dead or alive."""
         with contextlib.suppress(Exception):  # of any driver; there is nothing left to save
-            self._offloaded(connection.close)
+            self._offloaded(lambda call: connection.close())
 
     def notify(self) -> None:
         """Notifies every listener.
@@ -146,46 +182,86 @@ class Database:
         return self._offloaded(self._run, work, write)
 
     def _offloaded(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        call = Call()
         if self._offload is None:
-            return function(*arguments)
-        return self._offload(function, *arguments)
+            return function(call, *arguments)
+        try:
+            result = self._offload(call, function, call, *arguments)
+        except BaseException:
+            if not call.has_ended:
+                self._give_up(call)
+            raise
+        self._patience = _FIRST_PATIENCE_SECONDS
+        return result
 
-    def _listen(self) -> Any:
+    def _give_up(self, call: Call) -> None:
+        call.given_up_at = time.monotonic()
+        self._given_up = [each for each in self._given_up if not each.has_ended]
+        if call.has_begun:
+            self._given_up.append(call)
+        since = self._given_up[0].given_up_at if self._given_up else None
+        if call.raw is None and since is not None and call.given_up_at - since >= self._patience:
+            # There was no connection to be had, perhaps since all wait for what will never answer (a proxy that keeps
+            # connections to a server that is gone). One at a time: if it is the server that hangs, its session stays.
+            self._patience = min(2 * self._patience, _LAST_PATIENCE_SECONDS)
+            self._cut_off(self._given_up.pop(0))
+
+    def _cut_off(self, call: Call) -> None:
+        if call.raw is not None:
+            self.dialect.cut_off(call.raw)
+        call.stop()
+
+    def _listen(self, call: Call) -> Any:
         try:
             checked_out = self._make_engine(write=False, pool_class=pools.NullPool).raw_connection()
         except Exception as error:
             raise self._translated(error) from error
+        finally:
+            call.has_ended = True
         connection: Any = checked_out.dbapi_connection
         checked_out.detach()  # ours now: no pool takes it back
         try:
+            call.go_on()
             self.dialect.listen(connection)
+            call.go_on()
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _run(self, work: Callable[[Connection], Result], write: bool, *, again: bool = True) -> Result:
+    def _run(self, call: Call, work: Callable[[Connection], Result], write: bool) -> Result:
+        call.has_begun = True
         try:
-            with self._engine(write).connect() as connection:
-                if not write:
-                    try:
-                        return work(connection)
-                    except Exception as error:
-                        if _is_strange(error):
-                            connection.invalidate()
-                        raise
-                    finally:
-                        self.dialect.after_read(connection)
-                try:
-                    return _in_transaction(connection, work)
-                finally:
-                    self.dialect.after_write(connection)
-        except Exception as error:
-            if again and not write and getattr(error, "connection_invalidated", False):
+            try:
+                return self._attempt(call, work, write)
+            except Exception as error:
+                if write or not getattr(error, "connection_invalidated", False):
+                    raise
                 # It was dead before: the database went away and came back meanwhile. The pool has thrown out all that
                 # are as old, and a read may be done twice.
-                return self._run(work, write, again=False)
+                return self._attempt(call, work, write)
+        except Exception as error:
             raise self._translated(error) from error
+        finally:
+            call.has_ended = True
+
+    def _attempt(self, call: Call, work: Callable[[Connection], Result], write: bool) -> Result:
+        call.go_on()
+        with self._engine(write).connect() as connection:
+            call.raw = connection.connection.dbapi_connection
+            try:
+                call.go_on()
+                if write:
+                    return _in_transaction(connection, work, call)
+                self.dialect.before_read(connection, limit=self._limit_seconds)
+                return work(connection)
+            except Exception as error:
+                if not write and _is_strange(error):
+                    connection.invalidate()
+                raise
+            finally:
+                call.raw = None
+                (self.dialect.after_write if write else self.dialect.after_read)(connection)
 
     def _translated(self, error: Exception, *, foreign: bool = False) -> Exception:
         """*error* as ours, if it came from SQLAlchemy, the driver, or what the application's engine calls."""
@@ -204,7 +280,7 @@ class Database:
 
     def _set_up(self, raw: Any, write: bool) -> None:
         try:
-            self.dialect.on_connect(raw, write=write, wait=self._wait_seconds)
+            self.dialect.on_connect(raw, write=write, wait=self._wait_seconds, limit=self._limit_seconds)
         except Exception as error:
             raise self._translated(error, foreign=True) from error
 
@@ -246,7 +322,11 @@ class Database:
             listening.listen(pool, "checkout", self._check_file)
         engine = Engine(pool, self.engine.dialect, self.engine.url)
         if write:
-            listening.listen(engine, "begin", self.dialect.on_begin)
+            listening.listen(
+                engine,
+                "begin",
+                lambda connection: self.dialect.on_begin(connection, limit=self._limit_seconds),
+            )
         return engine
 
 
@@ -266,10 +346,11 @@ def _is_strange(error: BaseException) -> bool:
     return strange
 
 
-def _in_transaction(connection: Connection, work: Callable[[Connection], Result]) -> Result:
+def _in_transaction(connection: Connection, work: Callable[[Connection], Result], call: Call) -> Result:
     transaction = connection.begin()
     try:
         result = work(connection)
+        call.go_on()
         transaction.commit()
     except BaseException as error:
         ended = False

@@ -50,6 +50,8 @@ _LAST_BACKOFF_SECONDS = 2.0
 _LOCK_PATIENCE_SECONDS = 1.0
 #: How often it is tried to bring back what is apart, seconds; half as long on average with two workers.
 _BRING_BACK_SECONDS = 2.0
+#: After a trim that failed, the next one comes so soon, seconds, or at its interval.
+_TRIM_AGAIN_SECONDS = 10.0
 #: Most places of missing events that are named in the log, for one read.
 _HOLES_NAMED = 5
 #: Positions that are looked at again at once, after an erasure.
@@ -122,6 +124,7 @@ class Publisher:
         self._said = ""
         self._clock_said = self._apart_said = False
         self._bring_failure = ""
+        self._trim_failures = 0
         self._bring_at = clock()
         self._erased: List[Tuple[int, int]] = []
         # The database's time at the last look, and this host's before and after it.
@@ -421,7 +424,19 @@ class Publisher:
                 ahead,
             )
         self._clock_said = bool(ahead)
-        if self._log.trim(now, batches=1).more:
+        try:
+            more = self._log.trim(now, batches=1).more
+        except StorageUnavailable as error:
+            # Events arrive: no outage, unless the next look says so. Said when it happens again.
+            self._trim_failures += 1
+            self._trim_at = min(self._trim_at, self._clock() + _TRIM_AGAIN_SECONDS)
+            if self._trim_failures == 2:
+                logger.warning("legacy_poll: old events cannot be trimmed: %s", error)
+            return
+        if self._trim_failures > 1:
+            logger.warning("legacy_poll: old events are trimmed again")
+        self._trim_failures = 0
+        if more:
             self._trim_at = self._clock()  # there is more, but other ticks come between
 
     def _look_at_tables(self) -> None:

@@ -23,7 +23,7 @@ from .capacity import most_held, why_none_is_held
 from .catchup import CatchUp
 from .config import Settings
 from .cursors import Cursor
-from .database import Database, Offload
+from .database import Call, Database
 from .dialects import dialect_of
 from .errors import CursorExpired, CursorUnknown, StorageUnavailable
 from .eventlog import EventLog
@@ -55,14 +55,12 @@ class Runtime:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.pid = os.getpid()
         self.settings = settings
-        offload, threaded = _offload(
-            engine, threads=settings.catchup_reads + 4, seconds=settings.database_timeout_seconds
-        )
-        self.database = Database(engine, settings, offload=offload, threaded=threaded)
+        seconds, patience = settings.database_timeout_seconds, settings.write_wait_seconds
+        ways = _offload(engine, threads=settings.catchup_reads + 4, seconds=seconds)
+        self.database = Database(engine, settings, **ways)
         # For POST /publish: a client that waits rather wants to be told later than to be refused.
-        patience = settings.write_wait_seconds
-        offload, threaded = _offload(engine, threads=4, seconds=settings.database_timeout_seconds + patience)
-        self.patient = Database(engine, settings, offload=offload, threaded=threaded, wait_seconds=patience)
+        ways = _offload(engine, threads=4, seconds=seconds + patience)
+        self.patient = Database(engine, settings, wait_seconds=patience, **ways)
         backlog = Backlog(self.database.dialect)
         self.log = EventLog(self.database, settings, backlog=backlog)
         make_event = _event_maker()
@@ -259,40 +257,37 @@ def _event_maker() -> Callable[[], Any]:
     return gevent.event.Event if patched else threading.Event
 
 
-def _offload(engine: Engine, *, threads: int, seconds: float) -> Tuple[Optional[Offload], bool]:
+def _offload(engine: Engine, *, threads: int, seconds: float) -> Dict[str, Any]:
     """How to call the driver so that neither its blocking nor a database that hangs stops other greenlets.
 
     Returns:
-        None where nothing is patched: there a call stops nobody but its caller; and whether it runs in threads.
+        Arguments of Database. None where nothing is patched: there a call stops nobody but its caller.
     """
     if not gevent.monkey.is_module_patched("socket"):
-        return None, False
-    if not dialect_of(engine).driver_blocks():
+        return {}
+    pool = ThreadPool(threads) if dialect_of(engine).driver_blocks() else None
 
-        def limited(function: Any, *arguments: Any) -> Any:
-            # A BaseException: SQLAlchemy then throws the connection away, whose protocol is in an unknown state.
-            with gevent.Timeout(seconds) as limit:
-                try:
-                    return function(*arguments)
-                except gevent.Timeout as over:
-                    if over is not limit:
-                        raise
-                    raise _too_slow(seconds) from None
+    def begin(function: Any, arguments: Any) -> Any:
+        return (gevent if pool is None else pool).spawn(_outcome, function, arguments)
 
-        return limited, False
-
-    pool = ThreadPool(threads)
-
-    def threaded(function: Any, *arguments: Any) -> Any:
-        try:
-            result, error = pool.spawn(_outcome, function, arguments).get(timeout=seconds)
-        except gevent.Timeout:
-            raise _too_slow(seconds) from None
+    def offload(call: Call, function: Any, *arguments: Any) -> Any:
+        with gevent.Timeout(seconds) as limit:
+            try:
+                # Of threads there may be none: then the wait begins here.
+                running = begin(function, arguments)
+                if pool is None:
+                    # A BaseException: SQLAlchemy then throws the connection away.
+                    call.stop = lambda: running.kill(block=False)
+                result, error = running.get()
+            except gevent.Timeout as over:
+                if over is not limit:
+                    raise
+                raise StorageUnavailable("the database gave no answer within %g s" % seconds) from None
         if error is not None:
             raise error
         return result
 
-    return threaded, True
+    return {"offload": offload, "threaded": pool is not None, "limit_seconds": seconds}
 
 
 def _outcome(function: Any, arguments: Any) -> Tuple[Any, Optional[BaseException]]:
@@ -301,7 +296,3 @@ def _outcome(function: Any, arguments: Any) -> Tuple[Any, Optional[BaseException
         return function(*arguments), None
     except BaseException as error:
         return None, error
-
-
-def _too_slow(seconds: float) -> StorageUnavailable:
-    return StorageUnavailable("the database gave no answer within %g s" % seconds)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import create_engine
 
-from tests.servers import MariaDBServer, MySQLServer, PostgresServer
+from tests.servers import MariaDBServer, MySQLServer, NewerPostgresServer, PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,19 @@ def _mysql():
     server = MySQLServer()
     yield server
     server.destroy()
+
+
+@pytest.fixture(scope="session")
+def _newer_postgres():
+    server = NewerPostgresServer()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture
+def newer_postgres(_newer_postgres):
+    """A running NewerPostgresServer, whatever the test before did to it."""
+    return _in_order(_newer_postgres)
 
 
 @pytest.fixture
@@ -62,7 +75,12 @@ def _in_order(server):
 
 
 # The kind of a server -> the fixture that starts one.
-SERVERS = {"postgresql": "postgres", "mariadb": "mariadb", "mysql": "mysql"}
+SERVERS = {
+    "postgresql": "postgres",
+    "postgresql18": "newer_postgres",
+    "mariadb": "mariadb",
+    "mysql": "mysql",
+}
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb", "mysql"])

@@ -384,6 +384,44 @@ class PostgresServer(Server):
         return command
 
 
+class NewerPostgresServer(PostgresServer):
+    """A PostgreSQL 18 or later, whose queue of notifications is soon full.
+
+    Debian's own is in its unstable release only: see MySQLServer. It finds its files by where its programs are, so the
+    programs that run them stand in a tree of the same shape.
+    """
+
+    name = "PostgreSQL 18"
+
+    def __init__(self):
+        self._root = unstable() or "/"
+        folders = glob.glob(os.path.join(self._root, "usr/lib/postgresql/*/bin"))
+        newer = [each for each in folders if int(each.split(os.sep)[-2]) >= 18]
+        self._theirs = max(newer) if newer else missing("PostgreSQL 18")
+        Server.__init__(self)
+
+    def program(self, name):
+        if self._root == "/":
+            return os.path.join(self._theirs, name)
+        folder = os.path.join(self.directory, os.path.relpath(self._theirs, self._root))
+        if not os.path.exists(folder):
+            os.makedirs(folder)
+            for inside in (os.path.join(os.path.dirname(self._theirs), "lib"), "usr/share/postgresql"):
+                theirs = os.path.join(self._root, inside)
+                ours = os.path.join(self.directory, os.path.relpath(theirs, self._root))
+                os.makedirs(os.path.dirname(ours), exist_ok=True)
+                os.symlink(theirs, ours)
+        wrapper = os.path.join(folder, name)
+        if not os.path.exists(wrapper):
+            write_wrapper(wrapper, self._root, os.path.join(self._theirs, name), "--argv0", wrapper)
+        if name == "initdb":
+            self.program("postgres")  # which it starts
+        return wrapper
+
+    def _serve_command(self):
+        return super()._serve_command() + ["-c", "max_notify_queue_pages=64"]
+
+
 class PostgresReplica(PostgresServer):
     """A streaming replica of *primary*, made when it is first started; it may be read, and nothing else."""
 
@@ -519,9 +557,8 @@ class MySQLServer(MariaDBServer):
     dump = "mysqldump"
 
     def __init__(self):
-        self._root = os.environ.get("LEGACY_POLL_UNSTABLE", "/var/cache/legacy_poll/unstable")
-        if not os.access(os.path.join(self._root, "usr/sbin/mysqld"), os.X_OK):
-            self._root = None
+        self._root = unstable("usr/sbin/mysqld")
+        if self._root is None:
             self._daemon = self._find_own()
         Server.__init__(self)
 
@@ -541,13 +578,8 @@ class MySQLServer(MariaDBServer):
             return self._daemon if name == "mysqld" else find_program(name)
         wrapper = os.path.join(self.directory, name)
         if not os.path.exists(wrapper):
-            loader = os.path.join(self._root, "lib64/ld-linux-x86-64.so.2")
-            libraries = os.path.join(self._root, "usr/lib/x86_64-linux-gnu")
             folder = os.path.join(self._root, "usr/sbin" if name == "mysqld" else "usr/bin")
-            command = [loader, "--library-path", libraries, os.path.join(folder, name)]
-            with open(wrapper, "w") as script:
-                script.write('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(command)))
-            os.chmod(wrapper, 0o755)
+            write_wrapper(wrapper, self._root, os.path.join(folder, name))
         return wrapper
 
     def client(self, database=None):
@@ -581,6 +613,21 @@ class MySQLServer(MariaDBServer):
         settings["init-file"] = os.path.join(self.directory, "init.sql")
         command = self._command() + ["--skip-name-resolve", "--skip-log-bin"]
         return command + ["--{}={}".format(key, value) for key, value in settings.items()]
+
+
+def unstable(program=""):
+    """The root that tests/newer.sh makes, if *program* is in it; else None."""
+    root = os.environ.get("LEGACY_POLL_UNSTABLE", "/var/cache/legacy_poll/unstable")
+    return root if os.access(os.path.join(root, program), os.X_OK) else None
+
+
+def write_wrapper(path, root, program, *options):
+    """Writes a script that runs *program* of *root* outside of it, by its own loader and libraries."""
+    command = [os.path.join(root, "lib64/ld-linux-x86-64.so.2")]
+    command += ["--library-path", os.path.join(root, "usr/lib/x86_64-linux-gnu"), *options, program]
+    with open(path, "w") as script:
+        script.write('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(command)))
+    os.chmod(path, 0o755)
 
 
 def database_name(database):

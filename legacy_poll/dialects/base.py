@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+import socket
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 from sqlalchemy import bindparam, delete, insert, select, text
 from sqlalchemy.engine import Connection, Engine
@@ -17,6 +19,8 @@ __all__ = ["Dialect", "MOVE_SECONDS"]
 #: cut off between lock and commit delays everybody by no more than this.
 MOVE_SECONDS = 2
 
+#: A server that is gone without a word is noticed after about 20 s; milliseconds for the last.
+_DEATH = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20000}
 _DELETE_ONE = delete(outbox).where(outbox.c.id == bindparam("outbox_id"))
 _INSERT_EVENTS = insert(event)
 
@@ -69,10 +73,58 @@ class Dialect:
         """Whether the driver's calls stop every greenlet of a process that gevent patched."""
         return True
 
-    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
-        """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
+    def on_connect(
+        self,
+        connection: Any,
+        *,
+        write: bool,
+        wait: Optional[float] = None,
+        limit: Optional[float] = None,
+    ) -> None:
+        """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes.
+
+        Args:
+            connection: New.
+            write: Whether it is for writes.
+            wait: Longest wait of a write for others, seconds; None for those that try again.
+            limit: After how many seconds nobody waits for a statement any more; None for never.
+        """
         level: Any = "READ COMMITTED" if write else "AUTOCOMMIT"
         self.engine.dialect.set_isolation_level(connection, level)
+        if limit is not None:
+            self._notice_death(connection)
+
+    def _notice_death(self, connection: Any) -> None:
+        """Has the system end *connection* when its other end is gone: its place is taken until then."""
+
+        def set_options(shared: Any) -> None:
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _DEATH.items():
+                if hasattr(socket, name):
+                    shared.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+        self._on_socket(connection, set_options)
+
+    def descriptor(self, connection: Any) -> Optional[int]:
+        """The file descriptor of the socket of a DBAPI *connection*; None when it cannot be told."""
+        return None
+
+    def cut_off(self, connection: Any) -> None:
+        """Ends whoever waits for an answer on a DBAPI *connection*, from outside."""
+        self._on_socket(connection, lambda shared: shared.shutdown(socket.SHUT_RDWR))
+
+    def _on_socket(self, connection: Any, work: Callable[[Any], None]) -> None:
+        descriptor = self.descriptor(connection)
+        if descriptor is None or descriptor < 0:
+            return
+        with contextlib.suppress(OSError):  # closed meanwhile, or not TCP
+            # gevent's own class would make the socket one that never blocks, under a driver in C that knows nothing
+            # of it.
+            shared = _socket.socket(fileno=descriptor)
+            try:
+                work(shared)
+            finally:
+                shared.detach()
 
     def size_of(self, column: str) -> str:
         """SQL for the bytes of a text *column*, cheap for large values."""
@@ -85,6 +137,9 @@ class Dialect:
     def escaped(self, column: Any) -> Any:
         """The text *column* with what a driver may be unable to decode escaped."""
         return column
+
+    def before_read(self, connection: Connection, *, limit: Optional[float]) -> None:
+        """Called before a read, with its connection; *limit* as for :meth:`on_connect`."""
 
     def after_read(self, connection: Connection) -> None:
         """Called when a read has ended, either way, with the same connection."""
@@ -104,8 +159,8 @@ class Dialect:
         """What the URL means at this moment: a connection opened when it was something else must be opened anew."""
         return None
 
-    def on_begin(self, connection: Connection) -> None:
-        """Opens a write transaction, where the driver does not do so by itself."""
+    def on_begin(self, connection: Connection, *, limit: Optional[float]) -> None:
+        """Called when a write transaction begins, which is to be opened where the driver does not do so by itself."""
 
     def prepare(self, connection: Connection, *, max_event_bytes: int) -> None:
         """Brings what the database itself must know of the settings up to date; a write transaction is open."""

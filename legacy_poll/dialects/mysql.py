@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import zlib
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -119,8 +120,15 @@ class MySQL(Dialect):
     def driver_blocks(self) -> bool:
         return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
 
-    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
-        super().on_connect(connection, write=True, wait=wait)
+    def on_connect(
+        self,
+        connection: Any,
+        *,
+        write: bool,
+        wait: Optional[float] = None,
+        limit: Optional[float] = None,
+    ) -> None:
+        super().on_connect(connection, write=True, wait=wait, limit=limit)
         cursor = connection.cursor()
         try:
             # By name, whatever the server's defaults are. In SQL, since PyMySQL takes the server's default for what is
@@ -129,9 +137,17 @@ class MySQL(Dialect):
             if not write:
                 self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
             cursor.execute("SET SESSION autocommit = %d, %s" % (not write, _OURS))
-            cursor.execute("SELECT @@sql_mode")
-            modes = [mode for mode in cursor.fetchone()[0].split(",") if mode not in _UNWANTED_MODES]
+            cursor.execute("SELECT @@sql_mode, @@version")
+            said, version = cursor.fetchone()
+            modes = [mode for mode in said.split(",") if mode not in _UNWANTED_MODES]
             cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
+            # A table that somebody backs up, rebuilds or alters; the server's own limit is a day.
+            waits = "SET SESSION lock_wait_timeout = %d" % math.ceil(wait or MOVE_SECONDS)
+            if limit is not None:
+                # The server does not notice that we have gone.
+                setting, factor = _statement_limit(version)
+                waits += ", SESSION %s = %d" % (setting, math.ceil(limit) * factor)
+            cursor.execute(waits)
         finally:
             cursor.close()
         # Whatever the application's connections speak: what ours cannot say would arrive as question marks.
@@ -143,10 +159,9 @@ class MySQL(Dialect):
             return
         cursor = connection.cursor()
         try:
-            cursor.execute("SELECT @@version")
             # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL can only limit
             # idle connections: for those that move again and again see begin_move.
-            idle = _idle_setting(cursor.fetchone()[0])
+            idle = _idle_setting(version)
             self._hurries = idle == _IDLE_CONNECTION and wait is None
             seconds = _MOVER_IDLE_SECONDS if self._hurries else MOVE_SECONDS
             cursor.execute(
@@ -154,6 +169,11 @@ class MySQL(Dialect):
             )
         finally:
             cursor.close()
+
+    def descriptor(self, connection: Any) -> Optional[int]:
+        # PyMySQL keeps it to itself.
+        owner = getattr(connection, "_sock", connection)
+        return int(owner.fileno()) if hasattr(owner, "fileno") else None
 
     def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
         said = str(self.scalar(connection, "SELECT VERSION()"))
@@ -318,6 +338,11 @@ class MySQL(Dialect):
 def _idle_setting(version: str) -> str:
     """What limits an idle transaction; MySQL can only limit idle connections."""
     return "idle_transaction_timeout" if "mariadb" in version.lower() else _IDLE_CONNECTION
+
+
+def _statement_limit(version: str) -> Tuple[str, int]:
+    """What limits a statement (MySQL: one that only reads), and its units in a second."""
+    return ("max_statement_time", 1) if "mariadb" in version.lower() else ("max_execution_time", 1000)
 
 
 def _crc(text: str) -> int:

@@ -6,15 +6,21 @@ So: nothing per session that matters (SET LOCAL only), no prepared statements.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import time
 import uuid
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 from sqlalchemy import Text, cast, func, text
 from sqlalchemy.engine import Connection, Engine
 
+from ..errors import StorageBusy, StorageUnavailable
 from .base import MOVE_SECONDS, Dialect, code_of
 
 __all__ = ["PostgreSQL"]
+
+logger = logging.getLogger("legacy_poll")
 
 # hashtext keeps the key apart from an application's own advisory locks, and the schema from another's tables.
 _KEY = "hashtext('legacy_poll.' || current_schema()), hashtext(%r)"
@@ -23,12 +29,18 @@ _TABLE_WAIT_MS = 500
 _UNDEFINED_TABLE = "42P01"
 # Not available, deadlock.
 _LOCK_ERRORS = ("55P03", "40P01")
-_LIMITS = text(
-    "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', :ms, true),"
-    " set_config('lock_timeout', :lock_ms, true), set_config('idle_in_transaction_session_timeout', :ms, true),"
-    # Sent if and when the transaction commits; costs no round trip here.
-    " pg_notify('legacy_poll', :sender)"
+_LIMITS = (
+    # Durable here, and where the database says that it must be, at what it says.
+    "SELECT set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'local'), true),"
+    " set_config('statement_timeout', :ms, true), set_config('lock_timeout', :lock_ms, true),"
+    " set_config('idle_in_transaction_session_timeout', :ms, true)"
 )
+_SILENT_LIMITS = text(_LIMITS)
+# Sent if and when the transaction commits; costs no round trip here.
+_NOTIFYING_LIMITS = text(_LIMITS + ", pg_notify('legacy_poll', :sender)")
+#: Without notifications after the server's queue of them was found full, seconds.
+_SILENCE_SECONDS = 30.0
+_FULL = "54000"
 # Arrays: a parameter for each value, or a statement for each row, costs the driver and the server twice as much.
 _DELETE = text("DELETE FROM legacy_poll_outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 _INSERT_EVENTS = text(
@@ -66,6 +78,13 @@ def _is_before(xid: int, other: int) -> bool:
     return xid != other and ((other - xid) & _XID) < 0x80000000
 
 
+def _pid_of(connection: Any) -> int:
+    """The server process that a DBAPI *connection* was told it has; a pooler makes one up."""
+    return int(
+        connection.pgconn.backend_pid if hasattr(connection, "pgconn") else connection.get_backend_pid()
+    )
+
+
 class PostgreSQL(Dialect):
     drivers = ("psycopg", "psycopg2")
     now_sql = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')"
@@ -75,6 +94,10 @@ class PostgreSQL(Dialect):
         super().__init__(engine)
         # What a worker moved itself it need not be told.
         self._sender = uuid.uuid4().hex
+        # While the server takes no notifications: when to ask again, by the monotonic clock.
+        self._silent_until: Optional[float] = None
+        # Whether a pooler hands our sessions on to others.
+        self._is_pooled = False
 
     def version(self, connection: Connection) -> Tuple[str, Tuple[int, ...], Tuple[int, ...]]:
         number = int(self.scalar(connection, "SELECT current_setting('server_version_num')"))
@@ -95,14 +118,27 @@ class PostgreSQL(Dialect):
             )
         return True
 
-    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
-        super().on_connect(connection, write=write, wait=wait)
+    def on_connect(
+        self,
+        connection: Any,
+        *,
+        write: bool,
+        wait: Optional[float] = None,
+        limit: Optional[float] = None,
+    ) -> None:
+        super().on_connect(connection, write=write, wait=wait, limit=limit)
         if hasattr(connection, "prepare_threshold"):
             connection.prepare_threshold = None
-        if not write and self._default_isolation(connection) != "read committed":
-            # Each statement by itself would take it, and a serializable look makes the application's transactions
-            # fail. Not by SET, which a pooler would hand on to others: in a transaction that names its level.
+        pid, isolation = self._session(connection)
+        self._is_pooled = pid != _pid_of(connection)
+        if not write and (isolation != "read committed" or self._is_pooled):
+            # Each statement by itself would take the default, and a serializable look makes the application's
+            # transactions fail. Not by SET, which a pooler would hand on to others: in a transaction that names its
+            # level, and its limit.
             super().on_connect(connection, write=True, wait=wait)
+        if limit is not None and not self._is_pooled:
+            # The server does not notice that we have gone.
+            self._set(connection, "SET statement_timeout = %d" % math.ceil(limit * 1000))
         # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
         if hasattr(connection, "set_client_encoding"):
             if connection.encoding not in ("UTF8", "UNICODE"):
@@ -111,18 +147,49 @@ class PostgreSQL(Dialect):
             connection.execute("SET client_encoding TO 'UTF8'")
             connection.commit()
 
+    def descriptor(self, connection: Any) -> Optional[int]:
+        return int(connection.fileno())
+
     def escaped(self, column: Any) -> Any:
         # Byte by byte: an SQL_ASCII database takes any, and other encodings have what UTF-8 has not.
         raw = func.convert_to(column, cast(func.getdatabaseencoding(), Text))
         return func.replace(func.encode(raw, "escape"), "\\\\", "\\")
 
-    def _default_isolation(self, connection: Any) -> str:
+    def _session(self, connection: Any) -> Tuple[int, str]:
+        """The process that serves a new connection, and its default isolation."""
         cursor = connection.cursor()
         try:
-            cursor.execute("SHOW default_transaction_isolation")
-            return str(cursor.fetchone()[0])
+            cursor.execute("SELECT pg_backend_pid(), current_setting('default_transaction_isolation')")
+            pid, isolation = cursor.fetchone()
+            return int(pid), str(isolation)
         finally:
             cursor.close()
+            if not connection.autocommit:
+                connection.rollback()
+
+    def _set(self, connection: Any, statement: str) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute(statement)
+        finally:
+            cursor.close()
+        if not connection.autocommit:
+            connection.commit()
+
+    def before_read(self, connection: Connection, *, limit: Optional[float]) -> None:
+        if limit is not None and self._is_pooled:
+            self._limit(connection, limit)
+
+    def on_begin(self, connection: Connection, *, limit: Optional[float]) -> None:
+        if limit is not None and self._is_pooled:
+            self._limit(connection, limit)
+
+    def _limit(self, connection: Connection, limit: float) -> None:
+        self.scalar(
+            connection,
+            "SELECT set_config('statement_timeout', :ms, true)",
+            ms=str(math.ceil(limit * 1000)),
+        )
 
     def after_read(self, connection: Connection) -> None:
         if connection.invalidated:
@@ -133,10 +200,37 @@ class PostgreSQL(Dialect):
 
     def begin_move(self, connection: Connection) -> None:
         # A wait for a lock ends before the statement does, so that the two can be told apart.
-        connection.execute(
-            _LIMITS,
-            {"ms": str(MOVE_SECONDS * 1000), "lock_ms": str(MOVE_SECONDS * 500), "sender": self._sender},
-        )
+        limits = {"ms": str(MOVE_SECONDS * 1000), "lock_ms": str(MOVE_SECONDS * 500)}
+        if self._may_notify(connection):
+            connection.execute(_NOTIFYING_LIMITS, dict(limits, sender=self._sender))
+        else:
+            connection.execute(_SILENT_LIMITS, limits)
+
+    def _may_notify(self, connection: Connection) -> bool:
+        if self._silent_until is None:
+            return True
+        if time.monotonic() < self._silent_until:
+            return False
+        # To ask is also what makes the server see that whoever was in the way has gone.
+        if self.scalar(connection, "SELECT pg_notification_queue_usage()") < 0.5:
+            self._silent_until = None
+            return True
+        self._silent_until = time.monotonic() + _SILENCE_SECONDS
+        return False
+
+    def translate(self, error: Exception) -> StorageUnavailable:
+        translated = super().translate(error)
+        if code_of(error) != _FULL or "NOTIFY" not in str(translated):
+            return translated
+        # A hint may cost latency, and never an event: what failed at its commit is done again without.
+        if self._silent_until is None:
+            logger.warning(
+                "legacy_poll: the server takes no notifications, so events that another host has moved come by the "
+                "interval: %s",
+                translated,
+            )
+        self._silent_until = time.monotonic() + _SILENCE_SECONDS
+        return StorageBusy(str(translated))
 
     # The older name works on every version; ids are 64 bits wide there, and 32 in pg_locks.
     snapshot_sql = "CAST(txid_current_snapshot() AS text)"
@@ -191,11 +285,18 @@ class PostgreSQL(Dialect):
         self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
         cursor = connection.cursor()
         try:
+            # The one session of ours that waits by itself for long.
+            cursor.execute(
+                "SELECT set_config(name, '0', false) FROM pg_settings"
+                " WHERE name = 'idle_session_timeout' AND setting <> '0'"
+            )
             cursor.execute("LISTEN legacy_poll")
         finally:
             cursor.close()
 
     def notify(self, connection: Connection) -> None:
+        if not self._may_notify(connection):
+            raise StorageBusy("the server's queue of notifications is full")
         connection.execute(text("SELECT pg_notify('legacy_poll', '')"))
 
     def drain_notifications(self, connection: Any) -> Tuple[bool, bool]:
@@ -263,7 +364,15 @@ class PostgreSQL(Dialect):
 
     def advice(self, error: Exception) -> str:
         if code_of(error) == "25006":
-            return "this is a read-only replica; the URL must name the primary"
+            return (
+                "is this a replica? The URL must name the primary; or default_transaction_read_only is on for this "
+                "user or database"
+            )
+        if code_of(error) == _FULL and "NOTIFY" in str(error):
+            return (
+                "a session that listens sleeps in a transaction, and must end; run: SELECT pid, datname, xact_start, "
+                "query FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' ORDER BY xact_start"
+            )
         cause = getattr(error, "orig", None) or error
         if isinstance(cause, TypeError) and "bytes" in str(cause):
             # psycopg 3 then gives bytes for text, which SQLAlchemy does not take, before we can choose another.

@@ -56,7 +56,14 @@ class SQLite(Dialect):
         found = str(self.scalar(connection, "SELECT sqlite_version()"))
         return "SQLite", tuple(int(part) for part in found.split(".")[:2]), (3, 31)
 
-    def on_connect(self, connection: Any, *, write: bool, wait: Optional[float] = None) -> None:
+    def on_connect(
+        self,
+        connection: Any,
+        *,
+        write: bool,
+        wait: Optional[float] = None,
+        limit: Optional[float] = None,
+    ) -> None:
         connection.isolation_level = None  # no BEGIN by the driver: ours is IMMEDIATE, see on_begin
         connection.text_factory = _text_of
         # By default a write that cannot begin at once is tried at a later tick: to wait would make the reads late.
@@ -76,7 +83,7 @@ class SQLite(Dialect):
             return None
         return found.st_dev, found.st_ino
 
-    def on_begin(self, connection: Connection) -> None:
+    def on_begin(self, connection: Connection, *, limit: Optional[float]) -> None:
         # A transaction that reads first and writes later fails at once when another writer came between.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

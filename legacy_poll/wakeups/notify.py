@@ -16,7 +16,7 @@ import random
 import select
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional
 
 from ..database import Database
 
@@ -28,6 +28,10 @@ _PROBE_SECONDS = 15.0
 _ANSWER_SECONDS = 3.0
 _FIRST_BACKOFF_SECONDS = 1.0
 _LAST_BACKOFF_SECONDS = 60.0
+#: What comes and goes is said so often in so many seconds, and then only when it has lasted.
+_MOST_SAID = 3
+_SAID_SECONDS = 600.0
+_LASTING_SECONDS = 60.0
 
 
 class NotifyListener:
@@ -55,6 +59,8 @@ class NotifyListener:
         self._stopped = threading.Event()
         self._failures = 0
         self._told = False
+        self._deaf_since: Optional[float] = None
+        self._said_at: List[float] = []
         #: Whether notifications are known to arrive.
         self.hears = False
 
@@ -114,13 +120,25 @@ class NotifyListener:
                 self._failures = 0
                 if self._told:
                     logger.warning("legacy_poll: notifications from the database arrive again")
-                self._told, self.hears = False, True
+                self._told, self._deaf_since, self.hears = False, None, True
             if news:
                 self._wake()
 
     def _deaf(self, why: str) -> None:
-        if not self._told and not self._stopped.is_set():
-            self._told = True
-            logger.warning(
-                "legacy_poll: no notifications from the database, polling every interval instead: %s", why
-            )
+        now = time.monotonic()
+        if self._deaf_since is None:
+            self._deaf_since = now
+        if self._told or self._stopped.is_set():
+            return
+        self._said_at = [at for at in self._said_at if now - at < _SAID_SECONDS]
+        if len(self._said_at) >= _MOST_SAID and now - self._deaf_since < _LASTING_SECONDS:
+            return
+        self._said_at.append(now)
+        self._told = True
+        logger.warning(
+            "legacy_poll: no notifications from the database, polling every interval instead: %s%s",
+            why,
+            "; this comes and goes, and is said again only if it lasts"
+            if len(self._said_at) >= _MOST_SAID
+            else "",
+        )
