@@ -25,7 +25,7 @@ SYSTEM_PARTS = postgresql mariadb-server pgbouncer nginx haproxy apache2 varnish
 	nodejs npm node-acorn mujs duktape gcc libc6-dev
 
 # Those that Debian has in its unstable release only; see tests/newer.sh.
-NEWER_PARTS = mysql-server-core mysql-client-core
+NEWER_PARTS = mysql-server-core mysql-client-core postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -47,7 +47,8 @@ run: $(VENV)/.has-demo
 	@echo
 	@exec $(BIN)/gunicorn -k gevent -b 127.0.0.1:$(PORT) $(ARGS) demo.app:app
 
-test: $(VENV)/.has-dev system-parts newer-parts
+test:
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/.has-dev newer-parts
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Without servers: SQLite is enough to see what an old library lacks. No Python 3.8 is a failure in CI, else a skip.
@@ -146,7 +147,8 @@ system-parts:
 	done; \
 	test -z "$$missing" || { $(call apt_install,$$missing); } || echo "not installed, so skipped:$$missing"
 
-newer-parts:
+# One after the other: both ask apt-get, which lets one in at a time.
+newer-parts: system-parts
 	@sh tests/newer.sh $(NEWER_PARTS)
 
 # RUNLEVEL=1 keeps the packages from starting servers of their own: the tests start theirs.

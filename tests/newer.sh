@@ -9,11 +9,15 @@ set -eu
 root=${LEGACY_POLL_UNSTABLE:-/var/cache/legacy_poll/unstable}
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 
-missing=
-for package; do
-    test -e "$root/var/lib/dpkg/info/$package.list" || ls "$root/var/lib/dpkg/info/$package":*.list >/dev/null 2>&1 ||
-        missing="$missing $package"
-done
+look() {
+    missing=
+    for package; do
+        ls "$root/var/lib/dpkg/info/$package.list" "$root/var/lib/dpkg/info/$package":*.list 2>/dev/null | grep -q . ||
+            missing="$missing $package"
+    done
+}
+
+look "$@"
 test -n "$missing" || exit 0
 
 if test "$(id -u)" != 0 || ! command -v apt-get >/dev/null; then
@@ -57,4 +61,8 @@ if ! test -d "$root"; then
     mv "$root.half" "$root"
 fi
 say "installing$missing"
-{ inside update && inside install -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null || failed
+{ inside update && inside install -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null || {
+    # What sets up a package may miss a running system; the programs are there all the same.
+    look "$@"
+    test -z "$missing" || failed
+}

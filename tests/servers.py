@@ -317,9 +317,13 @@ class Server:
         if self._child is not None:
             until(lambda: not self.running, STOP_SECONDS, "{} ends".format(self.name))
 
-    def _end_of_log(self):
+    def read_log(self):
+        """All that the server has written to its log."""
         with open(self.log_path, errors="replace") as log:
-            return log.read()[-2000:]
+            return log.read()
+
+    def _end_of_log(self):
+        return self.read_log()[-2000:]
 
 
 class PostgresServer(Server):

@@ -10,16 +10,17 @@ import contextlib
 import threading
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from legacy_poll import database as databases
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
 from legacy_poll.errors import StorageUnavailable
-from tests.contract.store import two_writers
+from tests.contract.store import drivers, on_postgresql, two_writers
+from tests.servers import PgBouncer
 from tests.waiting import until
 
-pytestmark = [pytest.mark.own_database, two_writers]
+pytestmark = pytest.mark.own_database
 
 SECONDS = 0.5
 READS = 2  # one for the publisher, one to catch up
@@ -123,6 +124,7 @@ def give_up(database, kind, work):
         getattr(database, kind)(work)
 
 
+@two_writers
 @pytest.mark.parametrize("kind, work, most", [("read", look, READS), ("write", add, 2)])
 def test_attempts_while_an_old_one_waits_open_no_more_sessions_than_there_are_places(
     make, locked, sessions, threads, kind, work, most
@@ -137,6 +139,7 @@ def test_attempts_while_an_old_one_waits_open_no_more_sessions_than_there_are_pl
     assert sessions() == most
 
 
+@two_writers
 def test_nothing_is_committed_after_its_caller_has_given_up(make, locked, threads):
     database = make(wait_seconds=600)
     with locked():
@@ -145,6 +148,7 @@ def test_nothing_is_committed_after_its_caller_has_given_up(make, locked, thread
     assert database.scalar("count(*) FROM legacy_poll_outbox") == 0
 
 
+@two_writers
 @pytest.mark.parametrize("kind, work", [("read", look), ("write", add)])
 def test_a_server_ends_by_itself_what_it_was_given_up_for(make, locked, threads, kind, work):
     database = make(limit_seconds=1)
@@ -154,6 +158,7 @@ def test_a_server_ends_by_itself_what_it_was_given_up_for(make, locked, threads,
     assert database.scalar("count(*) FROM legacy_poll_outbox") == 0
 
 
+@two_writers
 def test_a_server_that_never_answers_on_old_connections_is_reached_by_new_ones(
     make, locked, sessions, threads, monkeypatch
 ):
@@ -174,3 +179,28 @@ def test_a_server_that_never_answers_on_old_connections_is_reached_by_new_ones(
         assert threads.left[1].is_alive()
     until(lambda: threads.under_way == 0, what="all of them have ended")
     assert database.read(look) == 0
+
+
+@on_postgresql
+@drivers
+def test_behind_a_pooler_a_limit_ends_with_its_transaction(
+    database_url, database_server, tables, driver, locked, threads
+):
+    bouncer = PgBouncer(database_server)
+    bouncer.start()
+    engine = create_engine(bouncer.url(database_url, driver), future=True)
+    database = Database(engine, Settings(), offload=threads, limit_seconds=1)
+    try:
+        assert database.read(look) == database.write(look) == 0
+        with locked():
+            for kind, work in [("read", look), ("write", add)]:
+                give_up(database, kind, work)
+            until(lambda: threads.under_way == 0, what="the server has ended them")
+        assert database.scalar("count(*) FROM legacy_poll_outbox") == 0
+        # The same sessions of the server, for somebody else.
+        with engine.connect() as connection:
+            assert connection.execute(text("SHOW statement_timeout")).scalar() == "0"
+    finally:
+        database.close()
+        engine.dispose()
+        bouncer.destroy()

@@ -12,10 +12,11 @@ import threading
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
-from legacy_poll.wakeups import NotifyListener
+from legacy_poll.wakeups import NotifyListener, notify
 from tests.servers import free_port
 from tests.waiting import until
 
@@ -159,3 +160,55 @@ def test_a_database_that_is_away_ends_nothing_and_is_said_once(listener, databas
     database_server.start()
     until(lambda: listener.hears, 30, "it hears again")
     assert len(lines(caplog)) == 2
+
+
+def ended(database_server, database_url):
+    """How many listening sessions an administrator, or a proxy, has ended just now."""
+    sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'LISTEN legacy_poll' AND datname = '{}'"
+    return database_server.execute(sql.format(make_url(database_url).database)).count("t")
+
+
+def test_a_line_that_comes_and_goes_is_said_a_few_times_and_then_when_it_lasts(
+    listener, network, database_server, database_url, caplog, monkeypatch
+):
+    monkeypatch.setattr(notify, "_FIRST_BACKOFF_SECONDS", 0.01)
+    run(listener)
+    for _ in range(6):
+        until(lambda: listener.hears, 30, "it hears")
+        until(lambda: ended(database_server, database_url), what="its session is ended")
+        until(lambda: not listener.hears, 30, "it is deaf")
+    until(lambda: listener.hears, 30, "it hears")
+    assert len(lines(caplog)) == 6
+    assert [line for line in lines(caplog) if "this comes and goes" in line] == [lines(caplog)[4]]
+    # For good: this is news.
+    monkeypatch.setattr(notify, "_LASTING_SECONDS", 0.5)
+    network.swallows = True
+    until(lambda: len(lines(caplog)) == 7, 30, "it says that it is deaf")
+    assert "our own did not arrive" in lines(caplog)[6]
+    network.swallows = False
+    until(lambda: len(lines(caplog)) == 8, 30, "it says that it hears again")
+
+
+def test_a_server_that_ends_idle_sessions_leaves_the_listener_alone(database, database_server, database_url):
+    name = make_url(database_url).database
+    database_server.execute("ALTER DATABASE {} SET idle_session_timeout = '300ms'".format(name))
+    idle = create_engine(database_url, poolclass=NullPool).raw_connection()
+    connection = database.listen()
+    alive = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND state = 'idle' AND query LIKE '{}'"
+    )
+    try:
+        with contextlib.closing(idle.cursor()) as cursor:
+            cursor.execute("SHOW idle_session_timeout")
+            assert cursor.fetchone()[0] == "300ms"
+        idle.commit()
+        until(
+            lambda: database_server.execute(alive.format(name, "COMMIT")).strip() == "0",
+            what="others are ended",
+        )
+        assert database_server.execute(alive.format(name, "LISTEN%")).strip() == "1"
+        database.notify()
+        until(lambda: database.dialect.drain_notifications(connection) == (True, True), what="it hears")
+    finally:
+        idle.invalidate()
+        database.hang_up(connection)

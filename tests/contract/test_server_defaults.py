@@ -494,3 +494,82 @@ def test_a_store_works_whatever_its_server_is_set_to(database_url, database_serv
     assert upkeep.status(store.database, store.log).waiting == 0
     store.close()
     engine.dispose()
+
+
+# Durability, and what ends sessions, on PostgreSQL.
+
+
+@pytest.fixture
+def set_for_all(database_url, postgres):
+    """Sets what sessions of this database begin with."""
+    alter = "ALTER DATABASE {} ".format(database_name(database_url))
+    done = []
+
+    def set_for_all(name, value):
+        done.append(name)
+        postgres.execute(alter + "SET {} = '{}'".format(name, value))
+
+    yield set_for_all
+    for name in done:
+        postgres.execute(alter + "RESET " + name)
+
+
+@pytest.fixture
+def lose_standby(postgres):
+    """From then on a synchronous standby is named, and away."""
+
+    def name_standby(how, name):
+        # Local, or the change itself would wait for it.
+        change = "ALTER SYSTEM {} synchronous_standby_names".format(how)
+        postgres.execute(
+            "SET synchronous_commit = local;\n{};\nSELECT pg_reload_conf();".format(change + name)
+        )
+        wanted = name.strip(" ='")
+        until(
+            lambda: postgres.execute("SHOW synchronous_standby_names").strip() == wanted, what="it is known"
+        )
+
+    yield lambda: name_standby("SET", " = 'away'")
+    name_standby("RESET", "")
+
+
+@on_postgresql
+@drivers
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("off", "local"),
+        ("local", "local"),
+        ("remote_write", "remote_write"),
+        ("on", "on"),
+        ("remote_apply", "remote_apply"),
+    ],
+)
+def test_a_move_is_as_durable_as_the_database_says_and_at_least_on_the_disk(
+    make_store, make_engine, driver, set_for_all, theirs, ours
+):
+    set_for_all("synchronous_commit", theirs)
+    store = make_store(make_engine(driver))
+
+    def look(connection):
+        store.dialect.begin_move(connection)
+        return connection.execute(text("SHOW synchronous_commit")).scalar()
+
+    assert store.database.write(look) == ours
+
+
+@on_postgresql
+@pytest.mark.parametrize("theirs", ["off", "local"])
+def test_moves_do_not_wait_for_a_standby_that_the_application_does_not_wait_for(
+    make_store, make_engine, set_for_all, lose_standby, postgres, theirs
+):
+    set_for_all("synchronous_commit", theirs)
+    lose_standby()
+    store = make_store(make_engine())
+    said = len(postgres.read_log())
+    for number in range(3):
+        store.publish(number)
+        store.drain()
+    assert store.data() == [0, 1, 2]
+    # What the server says of a commit that had to be told not to wait.
+    assert "canceling the wait for synchronous replication" not in postgres.read_log()[said:]
