@@ -14,7 +14,7 @@ found by its second row first, and torn apart. The rule that keeps the order:
 * When each of them that is still open has a transaction id, those are the *suspects*, and then one look at everything
   (a *sweep*) is made. What of the others was visible is moved; nothing up to M can appear but by a suspect.
 * From then on a look starts behind M, and its own snapshot says whether any suspect has ended since. If one has, this
-  look is not used: a sweep sees all of that transaction's rows at once, and in order.
+  look is not used: a sweep sees all of that transaction's rows at once, and in order. It is no suspect any more then.
 * Ids must rise. A sequence that was set back (an older dump was restored, a table was emptied with its identity) gives
   out ids below M again, to anybody. So each look also takes the sequence's last value; when it is lower than before,
   this look is not used either, and there is no mark until one is proven anew. Who may not see the sequence has no mark.
@@ -70,6 +70,8 @@ class Backlog:
         self._candidate: Optional[_Candidate] = None
         self._ready: Optional[FrozenSet[int]] = None
         self._suspects: FrozenSet[int] = frozenset()
+        # Of these, those that were still open when the last sweep began.
+        self._left: FrozenSet[int] = frozenset()
         self._began_at = self._swept_at = clock()
         self._last_id_sql = ""
         self._last_id = NO_MARK
@@ -90,7 +92,7 @@ class Backlog:
         """Begins without a mark: the ids, or the log, are not those that were there."""
         self._moved = 0
         self._candidate = self._ready = None
-        self._suspects = frozenset()
+        self._suspects = self._left = frozenset()
         self._last_id = self.mark = NO_MARK
 
     def needs_sweep(self, moment: Optional[str]) -> bool:
@@ -122,6 +124,7 @@ class Backlog:
         """Finds out whether the candidate can become the mark with the sweep that follows."""
         self._began_at = self._clock()
         self._ready = None
+        self._left = self._still_open(connection, self._suspects)
         if self._candidate is None:
             return
         if self._went_back(str(self._dialect.scalar(connection, "SELECT " + self._last_id_sql))):
@@ -132,13 +135,16 @@ class Backlog:
             xid for writer, xid in found.items() if writer in self._candidate.writers or writer[:1] == "-"
         ]
         if None not in still:
-            # Who ends between this snapshot and the sweep's is suspected for nothing, and costs one sweep more.
-            snapshot = self._dialect.scalar(connection, "SELECT " + self._dialect.snapshot_sql)
-            self._ready = frozenset(
-                xid
-                for xid in still
-                if xid is not None and not self._dialect.has_ended(snapshot, frozenset((xid,)))
-            )
+            self._ready = self._still_open(connection, frozenset(xid for xid in still if xid is not None))
+
+    def _still_open(self, connection: Connection, transactions: FrozenSet[int]) -> FrozenSet[int]:
+        if not transactions:
+            return transactions
+        # Who ends between this snapshot and the sweep's is suspected for nothing, and costs one sweep more.
+        snapshot = self._dialect.scalar(connection, "SELECT " + self._dialect.snapshot_sql)
+        return frozenset(
+            xid for xid in transactions if not self._dialect.has_ended(snapshot, frozenset((xid,)))
+        )
 
     def after_sweep(self, *, complete: bool) -> None:
         """Takes the candidate as the mark, if it can be.
@@ -147,7 +153,11 @@ class Backlog:
             complete: Whether everything that the sweep saw has been moved by now, and that was all there was.
         """
         self._swept_at = self._clock()
-        if self._candidate is None or self._ready is None or not complete:
+        if not complete:
+            return
+        # Of whoever had ended by then everything was seen, and moved.
+        self._suspects = self._left
+        if self._candidate is None or self._ready is None:
             return
         self._suspects = self._ready
         self.mark = self._candidate.mark

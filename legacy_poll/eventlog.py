@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Tuple
 
-from sqlalchemy import bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import bindparam, delete, func, insert, literal_column, select, text, update
 from sqlalchemy.engine import Connection
 
 from .backlog import NO_MARK, Backlog
@@ -220,7 +220,7 @@ class EventLog:
         self._backlog = backlog or Backlog(database.dialect)
         self._clock = clock
         self._known_for = known_for or KnownFor()
-        self._glances: Dict[str, Any] = {}
+        self._glances: Dict[str, Tuple[Any, Any]] = {}
         self._keeps_apart = database.dialect.keeps_apart
         at: Any = bindparam("at")
         apart_from = first_apart(self._keeps_apart)
@@ -233,6 +233,10 @@ class EventLog:
             apart_from,
             *[at_position(name, at, self._keeps_apart) for name in ("id", "mark")],
         )
+        near_sql = database.dialect.near_sql
+        self._bounds_near = self._bounds_at.where(text(near_sql)) if near_sql else self._bounds_at
+        still = select(log.c.log_id, log.c.oldest)
+        self._still = still, still.where(text(near_sql)) if near_sql else still
         # Blocks of the log `_counted_log` that had no hole, and when that was seen.
         self._counted: Dict[int, float] = {}
         self._counted_log = ""
@@ -244,16 +248,17 @@ class EventLog:
             StorageUnavailable: The database failed.
         """
         backlog = self._backlog
-        query = self._glance_with(backlog.moment_sql)
+        queries = self._glance_with(backlog.moment_sql)
         try:
             row = self._database.read(
-                lambda connection: connection.execute(query, {"mark": backlog.mark}).first()
+                lambda connection: self._find_log(connection, *queries, {"mark": backlog.mark})
             )
         except StorageUnavailable:
             backlog.reset()  # perhaps it is the sequence that is missing, or may not be seen any more
             raise
         if row is None:
             raise LogDamaged(EMPTY)
+        self._database.dialect.note_place(row[9])
         _check_place(row[1], row[2])
         marked = backlog.mark != NO_MARK
         sweep = backlog.needs_sweep(row[6])
@@ -267,12 +272,15 @@ class EventLog:
         self._known_for.forget()
         self._counted.clear()
 
-    def _glance_with(self, moment_sql: str) -> Any:
+    def _glance_with(self, moment_sql: str) -> Tuple[Any, Any]:
+        """The query, and the same that looks near where the log's row was."""
         found = self._glances.get(moment_sql)
         if found is None:
-            now: Any = literal_column(self._database.dialect.now_sql)
+            dialect = self._database.dialect
+            now: Any = literal_column(dialect.now_sql)
             moment: Any = literal_column(moment_sql)
-            found = self._glances[moment_sql] = select(
+            place: Any = literal_column(dialect.place_sql)
+            query = select(
                 log.c.log_id,
                 log.c.head,
                 log.c.oldest,
@@ -282,8 +290,20 @@ class EventLog:
                 moment,
                 self._head[1],
                 first_apart(self._keeps_apart),
+                place,
             )
+            near = query.where(text(dialect.near_sql)) if dialect.near_sql else query
+            found = self._glances[moment_sql] = query, near
         return found
+
+    def _find_log(self, connection: Connection, query: Any, near: Any, parameters: Dict[str, Any]) -> Any:
+        """The row that *query* makes of the log's one row; *near* is the same for where that row was."""
+        place = self._database.dialect.near
+        if place is not None:
+            row = connection.execute(near, dict(parameters, near=place)).first()
+            if row is not None:
+                return row
+        return connection.execute(query, parameters).first()
 
     def bounds(self) -> Bounds:
         """What the log holds now.
@@ -393,7 +413,7 @@ class EventLog:
             last = events[-1].position
             most = max_backlog + 1 - backlog
             backlog += self._count(connection, last, bounds.head, channels, most, apart=apart)
-        still = connection.execute(select(log.c.log_id, log.c.oldest)).first()
+        still = self._find_log(connection, *self._still, {})
         if still is None or still[0] != bounds.log_id:
             raise CursorUnknown("the log was replaced")
         if still[1] > start + 1:
@@ -484,7 +504,7 @@ class EventLog:
         self, connection: Connection, position: int
     ) -> Tuple[Bounds, Tuple[Optional[str], Optional[str]]]:
         """The log's bounds, and the id and the mark at *position*, as of one moment."""
-        row = connection.execute(self._bounds_at, {"at": position}).first()
+        row = self._find_log(connection, self._bounds_at, self._bounds_near, {"at": position})
         if row is None:
             raise LogDamaged(EMPTY)
         _check_place(row[1], row[2])

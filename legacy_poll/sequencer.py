@@ -26,7 +26,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
-from sqlalchemy import and_, bindparam, case, func, insert, literal_column, null, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, literal_column, null, or_, select
 from sqlalchemy.engine import Connection
 
 from .backlog import NO_MARK, Backlog
@@ -49,7 +49,7 @@ from .events import (
 )
 from .storage.apart import tables_of
 from .storage.repair import damage
-from .tables import event, log, outbox, set_aside
+from .tables import event, outbox, set_aside
 
 __all__ = ["Sequencer", "Moved"]
 
@@ -67,7 +67,6 @@ _OTHERS = 10
 _OURS_BYTES = 65_536
 #: Among so many of the newest events code of an older version shows.
 _NEWEST_EVENTS = 1000
-_ADVANCE = update(log).values(head=bindparam("new_head"))
 
 
 @dataclass(frozen=True)
@@ -448,7 +447,7 @@ class Sequencer:
         if self._dialect.delete_outbox(connection, judged.rows) != len(judged.rows):
             raise _Busy
         if entries:
-            connection.execute(_ADVANCE, {"new_head": glance.head + len(entries)})
+            self._dialect.advance(connection, glance.head + len(entries))
 
 
 def _columns(entry: Event) -> Dict[str, Any]:

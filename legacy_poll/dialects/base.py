@@ -7,7 +7,7 @@ import contextlib
 import socket
 from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
-from sqlalchemy import bindparam, delete, insert, select, text
+from sqlalchemy import bindparam, delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
 
 from ..errors import ConfigError, SchemaMissing, StorageBusy, StorageUnavailable
@@ -23,6 +23,7 @@ MOVE_SECONDS = 2
 _DEATH = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20000}
 _DELETE_ONE = delete(outbox).where(outbox.c.id == bindparam("outbox_id"))
 _INSERT_EVENTS = insert(event)
+_ADVANCE = update(log).values(head=bindparam("new_head"))
 
 
 class Dialect:
@@ -181,6 +182,21 @@ class Dialect:
         """
         query = select(log.c.head).where(log.c.head == head).with_for_update(skip_locked=True)
         return connection.execute(query).first() is not None
+
+    def advance(self, connection: Connection, head: int) -> None:
+        """Lets the log end at *head*; the lock is taken."""
+        connection.execute(_ADVANCE, {"new_head": head})
+
+    #: SQL for where the log's row is in its table, which :meth:`note_place` takes; NULL where looks find it at once.
+    place_sql = "NULL"
+    #: A condition by which a look at the log does not walk over dead versions of its row; its parameter is `near`. What
+    #: finds no row by it must look without it.
+    near_sql = ""
+    #: The parameter; None while there is nothing to be saved.
+    near: Optional[str] = None
+
+    def note_place(self, place: Any) -> None:
+        """Remembers where the log's row was found."""
 
     def after_write(self, connection: Connection) -> None:
         """Called when a write transaction has ended, either way, with the same connection."""

@@ -12,10 +12,11 @@ import time
 import uuid
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
-from sqlalchemy import Text, cast, func, text
+from sqlalchemy import Text, bindparam, cast, func, select, text, update
 from sqlalchemy.engine import Connection, Engine
 
 from ..errors import StorageBusy, StorageUnavailable
+from ..tables import log
 from .base import MOVE_SECONDS, Dialect, code_of
 
 __all__ = ["PostgreSQL"]
@@ -57,12 +58,17 @@ _HOLDER = text(
 
 # RowExclusiveLock is what an INSERT takes before it asks for an id, and keeps to the end.
 _WRITERS = text(
-    "SELECT l.virtualtransaction, CAST(CAST(t.transactionid AS text) AS bigint) FROM pg_locks l LEFT JOIN pg_locks t"
+    "SELECT l.virtualtransaction, CAST(CAST(t.transactionid AS text) AS bigint), l.pid"
+    " FROM pg_locks l LEFT JOIN pg_locks t"
     " ON t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.granted"
     " AND t.mode = 'ExclusiveLock'"
     " WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND l.relation = CAST('legacy_poll_outbox' AS regclass) AND l.pid IS DISTINCT FROM pg_backend_pid()"
+)
+# Who waits for its client between two statements; of other users' sessions only pg_read_all_stats may see it.
+_IDLE = text(
+    "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
 )
 # Name, whether this user may look at it, and how it counts. No row when somebody has taken it from the column.
 _SEQUENCE = text(
@@ -83,6 +89,13 @@ def _pid_of(connection: Any) -> int:
     return int(
         connection.pgconn.backend_pid if hasattr(connection, "pgconn") else connection.get_backend_pid()
     )
+
+
+_NEAR = "legacy_poll_log.ctid >= CAST(:near AS tid)"
+#: Blocks of the log's table that are walked over without a thought.
+_MANY_BLOCKS = 4
+_LOCK_NEAR = select(log.c.head).where(log.c.head == bindparam("at"), text(_NEAR))
+_ADVANCE_NEAR = update(log).values(head=bindparam("to")).where(text(_NEAR))
 
 
 class PostgreSQL(Dialect):
@@ -136,9 +149,12 @@ class PostgreSQL(Dialect):
             # transactions fail. Not by SET, which a pooler would hand on to others: in a transaction that names its
             # level, and its limit.
             super().on_connect(connection, write=True, wait=wait)
-        if limit is not None and not self._is_pooled:
-            # The server does not notice that we have gone.
-            self._set(connection, "SET statement_timeout = %d" % math.ceil(limit * 1000))
+        if not self._is_pooled:
+            # Compiling costs more than any look of ours; statistics that are old make the server think otherwise.
+            self._set(connection, "SET jit = off")
+            if limit is not None:
+                # The server does not notice that we have gone.
+                self._set(connection, "SET statement_timeout = %d" % math.ceil(limit * 1000))
         # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
         if hasattr(connection, "set_client_encoding"):
             if connection.encoding not in ("UTF8", "UNICODE"):
@@ -187,7 +203,7 @@ class PostgreSQL(Dialect):
     def _limit(self, connection: Connection, limit: float) -> None:
         self.scalar(
             connection,
-            "SELECT set_config('statement_timeout', :ms, true)",
+            "SELECT set_config('statement_timeout', :ms, true), set_config('jit', 'off', true)",
             ms=str(math.ceil(limit * 1000)),
         )
 
@@ -232,6 +248,29 @@ class PostgreSQL(Dialect):
         self._silent_until = time.monotonic() + _SILENCE_SECONDS
         return StorageBusy(str(translated))
 
+    # The log has one row, and each move makes a new version of it. While a transaction is open anywhere on the server
+    # for long, the old ones stay, and whoever looks for the row walks over all of them. New ones go behind them.
+    place_sql = "CAST(legacy_poll_log.ctid AS text)"
+    near_sql = _NEAR
+
+    def note_place(self, place: Any) -> None:
+        block = int(place[1:].partition(",")[0])
+        self.near = "(%d,0)" % block if block >= _MANY_BLOCKS else None
+
+    def lock_log(self, connection: Connection, head: int) -> bool:
+        if self.near is None:
+            return super().lock_log(connection, head)
+        query = _LOCK_NEAR.with_for_update(skip_locked=True)
+        return connection.execute(query, {"at": head, "near": self.near}).first() is not None
+
+    def advance(self, connection: Connection, head: int) -> None:
+        # Locked by this transaction, so it is where it was found.
+        if (
+            self.near is None
+            or not connection.execute(_ADVANCE_NEAR, {"to": head, "near": self.near}).rowcount
+        ):
+            super().advance(connection, head)
+
     # The older name works on every version; ids are 64 bits wide there, and 32 in pg_locks.
     snapshot_sql = "CAST(txid_current_snapshot() AS text)"
 
@@ -257,7 +296,13 @@ class PostgreSQL(Dialect):
 
     def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:
         found: Dict[str, Optional[int]] = {}
-        for name, xid in connection.execute(_WRITERS):
+        # First: who was between two statements then, and has no transaction id after that, had inserted nothing, and
+        # its next id comes after those that were given out before this call. (It may have locked the table, or have
+        # changed no row, and may stay like that for hours.)
+        idle = set(connection.execute(_IDLE).scalars())
+        for name, xid, pid in connection.execute(_WRITERS):
+            if xid is None and pid in idle:
+                continue
             known = found.get(name)
             # A savepoint has an id of its own, younger than its transaction's.
             if known is None or (xid is not None and _is_before(xid, known)):

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from legacy_poll.backlog import NO_MARK
@@ -331,16 +331,27 @@ def test_ids_given_by_hand_ahead_of_the_sequence_make_no_mark(make_store, engine
 
 
 @postgresql
-def test_no_mark_is_taken_while_a_writer_has_not_been_identified(make_store, engine, begin):
+def test_no_mark_is_taken_while_a_writer_may_be_about_to_ask_for_an_id(make_store, engine, begin):
     store = make_store(mark_rows=10, clock=lambda: 0.0)
-    quiet = begin()
-    # Holds the table's lock as an INSERT does, and has no transaction id: it may be about to ask for a row's id.
-    quiet.exec_driver_sql("LOCK TABLE legacy_poll_outbox IN ROW EXCLUSIVE MODE")
+    gate, quiet = begin(), begin()
+    gate.exec_driver_sql("SELECT pg_advisory_xact_lock(4711)")
+
+    def insert():
+        # Holds the table's lock, is in the middle of a statement, and has no transaction id.
+        quiet.exec_driver_sql(
+            "INSERT INTO legacy_poll_outbox (channel, data) SELECT 'quiet', '1' FROM pg_advisory_xact_lock(4711)"
+        )
+
+    inserter = threading.Thread(target=insert)
+    inserter.start()
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    until(lambda: gate.execute(waiting).scalar() == 1, what="the insert waits")
     for _ in range(4):
         run(engine, series(engine, 10))
         store.move()
     assert store.backlog.mark == NO_MARK
-    append(quiet, "quiet", 1)
+    gate.rollback()
+    inserter.join()
     for _ in range(2):
         run(engine, series(engine, 10))
         store.move()
@@ -349,6 +360,57 @@ def test_no_mark_is_taken_while_a_writer_has_not_been_identified(make_store, eng
     quiet.commit()
     store.move()
     assert store.data(channels=["quiet"]) == [1, 2]
+
+
+@postgresql
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "LOCK TABLE legacy_poll_outbox IN ROW EXCLUSIVE MODE",
+        "DELETE FROM legacy_poll_outbox WHERE id IS NULL",
+        "INSERT INTO legacy_poll_outbox (channel, data) SELECT 'quiet', '0' WHERE false",
+    ],
+)
+def test_a_session_that_has_only_locked_the_table_prevents_no_mark(make_store, engine, begin, hold):
+    store = make_store(mark_rows=10, clock=lambda: 0.0)
+    quiet = begin()
+    quiet.exec_driver_sql(hold)
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    assert store.backlog.mark > NO_MARK
+    append(quiet, "quiet", 1)
+    for _ in range(3):
+        run(engine, series(engine, 10))
+        store.move()
+    append(quiet, "quiet", 2)
+    quiet.commit()
+    store.move()
+    assert store.data(channels=["quiet"]) == [1, 2]
+    store.check()
+
+
+@postgresql
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_whoever_has_ended_costs_one_sweep(marked, begin, end):
+    store, long = marked
+    other = begin()
+    append(other, "other", 1)
+    getattr(long, end)()
+    assert store.log.glance().sweep
+    store.move()
+    for number in range(3):
+        glance = store.log.glance()
+        assert not glance.sweep and not glance.waiting
+        store.publish(number)
+        store.move()
+    # One that began before the mark was taken, and one after it: the order is kept with both.
+    append(other, "other", 2)
+    other.commit()
+    store.move()
+    assert store.data(channels=["long"]) == (["first"] if end == "commit" else [])
+    assert store.data(channels=["orders", "other"]) == [0, 1, 2, 1, 2]
+    store.check()
 
 
 # A sequence that was set back: an older dump was restored, or somebody said so.
