@@ -297,16 +297,21 @@ def check(database: Database) -> Optional[str]:
     Raises:
         SchemaMissing: There are no tables, or they are older than this code needs.
         LogDamaged: What is in them is no log.
-        SchemaError: They are of another line, the database is too old, or it gives ids in an order that cannot
-            be relied on.
+        SchemaError: They are of another line or hidden from this user, the database is too old, or it gives ids in
+            an order that cannot be relied on.
         StorageUnavailable: The database failed.
     """
     _check_server(database)
+    found = database.read(partial(database.dialect.hidden, by_policy=False))
+    if found is not None:
+        # First: what is hidden looks as if it were not there.
+        raise SchemaError(found)
     warnings = [check_log(database)]
     disorder = database.read(database.dialect.disorder)
     if disorder is not None:
         raise SchemaError(disorder)
     warnings.append(database.read(database.dialect.inexact))
+    warnings.append(database.read(partial(database.dialect.hidden, by_policy=True)))
     return "; ".join(each for each in warnings if each) or None
 
 
@@ -367,7 +372,14 @@ def faults(database: Database) -> List[str]:
     Raises:
         StorageUnavailable: The database failed.
     """
-    asked = (_damage_of(database), database.dialect.disorder, database.dialect.inexact)
+    dialect = database.dialect
+    asked: List[Callable[[Connection], Optional[str]]] = [
+        _damage_of(database),
+        dialect.disorder,
+        dialect.inexact,
+        partial(dialect.hidden, by_policy=False),
+        partial(dialect.hidden, by_policy=True),
+    ]
     return [each for each in map(database.read, asked) if each is not None]
 
 

@@ -153,6 +153,15 @@ class Dialect:
         """Which of our tables do not compare text byte by byte, and what to do about it; None when all do."""
         return None
 
+    def hidden(self, connection: Connection, *, by_policy: bool) -> Optional[str]:
+        """Which of our tables hide rows from this user, and what to do about it; None when none does.
+
+        Args:
+            connection: Reads.
+            by_policy: Those that hide what their policies say; else those that have no policy, and hide everything.
+        """
+        return None
+
     def stand_beside(self, connection: Connection, table: str) -> None:
         """Lets tables that this transaction makes be where *table* is, whatever the user's own place is."""
 

@@ -16,7 +16,7 @@ from sqlalchemy import Text, bindparam, cast, func, select, text, update
 from sqlalchemy.engine import Connection, Engine
 
 from ..errors import StorageBusy, StorageUnavailable
-from ..tables import log
+from ..tables import log, metadata
 from .base import MOVE_SECONDS, Dialect, code_of
 
 __all__ = ["PostgreSQL"]
@@ -69,6 +69,11 @@ _WRITERS = text(
 # Who waits for its client between two statements; of other users' sessions only pg_read_all_stats may see it.
 _IDLE = text(
     "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+)
+_HIDDEN = text(
+    "SELECT c.relname FROM unnest(CAST(:names AS text[])) AS name JOIN pg_class c ON c.oid = to_regclass(name)"
+    " WHERE row_security_active(c.oid) AND CAST(:by_policy AS boolean) ="
+    " EXISTS (SELECT 1 FROM pg_policy p WHERE p.polrelid = c.oid) ORDER BY c.relname"
 )
 # Name, whether this user may look at it, and how it counts. No row when somebody has taken it from the column.
 _SEQUENCE = text(
@@ -292,6 +297,18 @@ class PostgreSQL(Dialect):
             "the sequence %s has CACHE %d and INCREMENT %d, so ids do not rise in the order of the inserts, which the "
             "order of events hangs on; run: ALTER SEQUENCE %s INCREMENT 1 CACHE 1"
             % (row[0], row[2], row[3], row[0])
+        )
+
+    def hidden(self, connection: Connection, *, by_policy: bool) -> Optional[str]:
+        names = [table.name for table in metadata.sorted_tables] + ["legacy_poll_version"]
+        asked = {"names": names, "by_policy": by_policy}
+        found = list(connection.execute(_HIDDEN, asked).scalars())
+        if not found:
+            return None
+        return (
+            "row level security %s of %s from this user, and what is hidden is never delivered; run: ALTER TABLE %s "
+            "DISABLE ROW LEVEL SECURITY, or give the user BYPASSRLS"
+            % ("may hide rows" if by_policy else "hides every row", " and ".join(found), found[0])
         )
 
     def open_writers(self, connection: Connection) -> Dict[str, Optional[int]]:

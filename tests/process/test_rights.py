@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sqlalchemy import make_url
 
 from tests.process.conftest import upgrade
-from tests.process.polls import get
+from tests.process.polls import get, stream
 from tests.waiting import until
 
 TABLES = ["outbox", "event", "log", "set_aside", "version", "apart", "setting"]
 ADVICE = "(grant SELECT, INSERT, UPDATE, DELETE on the legacy_poll_ tables to this user)"
-
-pytestmark = pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 
 
 class LimitedUser:
@@ -55,6 +55,7 @@ def limited(database_url, database_server):
     user.drop()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 def test_a_server_names_the_table_and_is_ready_once_the_right_is_given(limited, start_gunicorn):
     limited.take("log")
     gunicorn = start_gunicorn({"DATABASE_URL": limited.url}, workers=1, ready="/health/live").start()
@@ -65,3 +66,28 @@ def test_a_server_names_the_table_and_is_ready_once_the_right_is_given(limited, 
     limited.give("log")
     until(lambda: get(gunicorn, "/health/ready").status == 200, 30, "the server is ready")
     assert get(gunicorn, "/stream?channel=orders&timeout=0").status == 204
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("table", ["outbox", "log", "version"])
+def test_a_server_whose_user_sees_no_row_is_not_ready_and_says_why(limited, terminal, start_gunicorn, table):
+    security = "ALTER TABLE legacy_poll_{} {} ROW LEVEL SECURITY"
+    terminal(security.format(table, "ENABLE"))
+    gunicorn = start_gunicorn({"DATABASE_URL": limited.url}, workers=1, ready="/health/live").start()
+    line = "row level security hides every row of legacy_poll_{} from this user".format(table)
+    until(lambda: line in gunicorn.log, what="the log tells")
+    assert get(gunicorn, "/health/ready").status == 503
+    assert "legacy-poll upgrade" not in gunicorn.log
+    # As the line says.
+    terminal(re.search("run: (ALTER TABLE .* SECURITY),", gunicorn.log).group(1))
+    until(lambda: get(gunicorn, "/health/ready").status == 200, 30, "the server is ready")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_policy_that_may_hide_rows_is_a_warning(limited, terminal, start_gunicorn):
+    terminal("ALTER TABLE legacy_poll_outbox ENABLE ROW LEVEL SECURITY")
+    terminal("CREATE POLICY everything ON legacy_poll_outbox USING (true)")
+    gunicorn = start_gunicorn({"DATABASE_URL": limited.url}, workers=1).start()
+    assert "row level security may hide rows of legacy_poll_outbox from this user" in gunicorn.log
+    terminal.publish("1")
+    until(lambda: get(gunicorn, stream(timeout=0)).data == [1], what="the event is there")
