@@ -212,22 +212,23 @@ class Database:
         call.stop()
 
     def _listen(self, call: Call) -> Any:
+        call.has_begun = True
         try:
             checked_out = self._make_engine(write=False, pool_class=pools.NullPool).raw_connection()
+            connection: Any = checked_out.dbapi_connection
+            checked_out.detach()  # ours now: no pool takes it back
+            try:
+                call.go_on()
+                self.dialect.listen(connection)
+                call.go_on()
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         except Exception as error:
             raise self._translated(error) from error
         finally:
             call.has_ended = True
-        connection: Any = checked_out.dbapi_connection
-        checked_out.detach()  # ours now: no pool takes it back
-        try:
-            call.go_on()
-            self.dialect.listen(connection)
-            call.go_on()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _run(self, call: Call, work: Callable[[Connection], Result], write: bool) -> Result:
         call.has_begun = True

@@ -156,10 +156,11 @@ class PostgreSQL(Dialect):
             super().on_connect(connection, write=True, wait=wait)
         if not self._is_pooled:
             # Compiling costs more than any look of ours; statistics that are old make the server think otherwise.
-            self._set(connection, "SET jit = off")
+            settings = "SET jit = off"
             if limit is not None:
                 # The server does not notice that we have gone.
-                self._set(connection, "SET statement_timeout = %d" % math.ceil(limit * 1000))
+                settings += "; SET statement_timeout = %d" % math.ceil(limit * 1000)
+            self._set(connection, settings)
         # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
         if hasattr(connection, "set_client_encoding"):
             if connection.encoding not in ("UTF8", "UNICODE"):
