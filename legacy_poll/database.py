@@ -27,7 +27,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 
 from .config import Settings
-from .dialects import check_names, dialect_of
+from .dialects import Purpose, check_names, dialect_of
 from .errors import ConfigError, LegacyPollError, StorageUnavailable
 
 __all__ = ["Call", "Database", "make_engine"]
@@ -281,7 +281,7 @@ class Database:
 
     def _set_up(self, raw: Any, write: bool) -> None:
         try:
-            self.dialect.on_connect(raw, write=write, wait=self._wait_seconds, limit=self._limit_seconds)
+            self.dialect.on_connect(raw, Purpose(write, self._wait_seconds, self._limit_seconds))
         except Exception as error:
             raise self._translated(error, foreign=True) from error
 

@@ -11,12 +11,12 @@ from typing import Dict, Optional, Type
 from sqlalchemy.engine import Engine
 
 from ..errors import ConfigError
-from .base import Dialect, code_of
+from .base import Dialect, Purpose, code_of
 from .mysql import MySQL
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
-__all__ = ["Dialect", "check_names", "code_of", "dialect_of"]
+__all__ = ["Dialect", "Purpose", "check_names", "code_of", "dialect_of"]
 
 _CLASSES: Dict[str, Type[Dialect]] = {
     "postgresql": PostgreSQL,

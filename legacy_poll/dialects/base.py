@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import socket
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from sqlalchemy import bindparam, delete, insert, select, text, update
 from sqlalchemy.engine import Connection, Engine
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 from ..errors import ConfigError, SchemaMissing, StorageBusy, StorageUnavailable
 from ..tables import event, log, outbox
 
-__all__ = ["Dialect", "MOVE_SECONDS"]
+__all__ = ["Dialect", "MOVE_SECONDS", "Purpose"]
 
 #: The longest that a move may stand still before its database ends it, seconds: a worker that is stopped, paused or
 #: cut off between lock and commit delays everybody by no more than this.
@@ -24,6 +24,20 @@ _DEATH = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIM
 _DELETE_ONE = delete(outbox).where(outbox.c.id == bindparam("outbox_id"))
 _INSERT_EVENTS = insert(event)
 _ADVANCE = update(log).values(head=bindparam("new_head"))
+
+
+class Purpose(NamedTuple):
+    """What a connection of ours is for.
+
+    Attributes:
+        write: Whether it is for writes.
+        wait: Longest wait of a write for others, seconds; None for those that try again.
+        limit: After how many seconds nobody waits for a statement any more; None for never.
+    """
+
+    write: bool
+    wait: Optional[float] = None
+    limit: Optional[float] = None
 
 
 class Dialect:
@@ -74,26 +88,15 @@ class Dialect:
         """Whether the driver's calls stop every greenlet of a process that gevent patched."""
         return True
 
-    def on_connect(
-        self,
-        connection: Any,
-        *,
-        write: bool,
-        wait: Optional[float] = None,
-        limit: Optional[float] = None,
-    ) -> None:
-        """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes.
+    def on_connect(self, connection: Any, purpose: Purpose) -> None:
+        """Sets up a new DBAPI connection of ours: autocommit for reads, READ COMMITTED for writes."""
+        self._set_isolation(connection, write=purpose.write)
+        if purpose.limit is not None:
+            self._notice_death(connection)
 
-        Args:
-            connection: New.
-            write: Whether it is for writes.
-            wait: Longest wait of a write for others, seconds; None for those that try again.
-            limit: After how many seconds nobody waits for a statement any more; None for never.
-        """
+    def _set_isolation(self, connection: Any, *, write: bool) -> None:
         level: Any = "READ COMMITTED" if write else "AUTOCOMMIT"
         self.engine.dialect.set_isolation_level(connection, level)
-        if limit is not None:
-            self._notice_death(connection)
 
     def _notice_death(self, connection: Any) -> None:
         """Has the system end *connection* when its other end is gone: its place is taken until then."""
@@ -140,7 +143,7 @@ class Dialect:
         return column
 
     def before_read(self, connection: Connection, *, limit: Optional[float]) -> None:
-        """Called before a read, with its connection; *limit* as for :meth:`on_connect`."""
+        """Called before a read, with its connection; *limit* as in :class:`Purpose`."""
 
     def after_read(self, connection: Connection) -> None:
         """Called when a read has ended, either way, with the same connection."""

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection, Engine
 
 from ..errors import StorageBusy
-from .base import MOVE_SECONDS, Dialect, code_of
+from .base import MOVE_SECONDS, Dialect, Purpose, code_of
 
 __all__ = ["MySQL"]
 
@@ -120,33 +120,26 @@ class MySQL(Dialect):
     def driver_blocks(self) -> bool:
         return self.engine.dialect.driver not in ("pymysql", "mysqlconnector")
 
-    def on_connect(
-        self,
-        connection: Any,
-        *,
-        write: bool,
-        wait: Optional[float] = None,
-        limit: Optional[float] = None,
-    ) -> None:
-        super().on_connect(connection, write=True, wait=wait, limit=limit)
+    def on_connect(self, connection: Any, purpose: Purpose) -> None:
+        super().on_connect(connection, purpose._replace(write=True))
         cursor = connection.cursor()
         try:
             # By name, whatever the server's defaults are. In SQL, since PyMySQL takes the server's default for what is
             # on, and then sends nothing.
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            if not write:
-                self.engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-            cursor.execute("SET SESSION autocommit = %d, %s" % (not write, _OURS))
+            if not purpose.write:
+                self._set_isolation(connection, write=False)
+            cursor.execute("SET SESSION autocommit = %d, %s" % (not purpose.write, _OURS))
             cursor.execute("SELECT @@sql_mode, @@version")
             said, version = cursor.fetchone()
             modes = [mode for mode in said.split(",") if mode not in _UNWANTED_MODES]
             cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
             # A table that somebody backs up, rebuilds or alters; the server's own limit is a day.
-            waits = "SET SESSION lock_wait_timeout = %d" % math.ceil(wait or MOVE_SECONDS)
-            if limit is not None:
+            waits = "SET SESSION lock_wait_timeout = %d" % math.ceil(purpose.wait or MOVE_SECONDS)
+            if purpose.limit is not None:
                 # The server does not notice that we have gone.
                 setting, factor = _statement_limit(version)
-                waits += ", SESSION %s = %d" % (setting, math.ceil(limit) * factor)
+                waits += ", SESSION %s = %d" % (setting, math.ceil(purpose.limit) * factor)
             cursor.execute(waits)
         finally:
             cursor.close()
@@ -155,14 +148,14 @@ class MySQL(Dialect):
             if hasattr(connection, name):
                 getattr(connection, name)("utf8mb4")
                 break
-        if not write:
+        if not purpose.write:
             return
         cursor = connection.cursor()
         try:
             # A worker that stands still inside its transaction loses it, and the lock, after this. MySQL can only limit
             # idle connections: for those that move again and again see begin_move.
             idle = _idle_setting(version)
-            self._hurries = idle == _IDLE_CONNECTION and wait is None
+            self._hurries = idle == _IDLE_CONNECTION and purpose.wait is None
             seconds = _MOVER_IDLE_SECONDS if self._hurries else MOVE_SECONDS
             cursor.execute(
                 "SET SESSION %s = %d, SESSION innodb_lock_wait_timeout = %d" % (idle, seconds, MOVE_SECONDS)

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from ..errors import StorageBusy, StorageUnavailable
 from ..tables import log, metadata
-from .base import MOVE_SECONDS, Dialect, code_of
+from .base import MOVE_SECONDS, Dialect, Purpose, code_of
 
 __all__ = ["PostgreSQL"]
 
@@ -136,30 +136,23 @@ class PostgreSQL(Dialect):
             )
         return True
 
-    def on_connect(
-        self,
-        connection: Any,
-        *,
-        write: bool,
-        wait: Optional[float] = None,
-        limit: Optional[float] = None,
-    ) -> None:
-        super().on_connect(connection, write=write, wait=wait, limit=limit)
+    def on_connect(self, connection: Any, purpose: Purpose) -> None:
+        super().on_connect(connection, purpose)
         if hasattr(connection, "prepare_threshold"):
             connection.prepare_threshold = None
         pid, isolation = self._session(connection)
         self._is_pooled = pid != _pid_of(connection)
-        if not write and (isolation != "read committed" or self._is_pooled):
+        if not purpose.write and (isolation != "read committed" or self._is_pooled):
             # Each statement by itself would take the default, and a serializable look makes the application's
             # transactions fail. Not by SET, which a pooler would hand on to others: in a transaction that names its
             # level, and its limit.
-            super().on_connect(connection, write=True, wait=wait)
+            self._set_isolation(connection, write=True)
         if not self._is_pooled:
             # Compiling costs more than any look of ours; statistics that are old make the server think otherwise.
             settings = "SET jit = off"
-            if limit is not None:
+            if purpose.limit is not None:
                 # The server does not notice that we have gone.
-                settings += "; SET statement_timeout = %d" % math.ceil(limit * 1000)
+                settings += "; SET statement_timeout = %d" % math.ceil(purpose.limit * 1000)
             self._set(connection, settings)
         # Whatever the application's connections speak: a row that ours cannot say would stop all behind it.
         if hasattr(connection, "set_client_encoding"):
@@ -199,14 +192,14 @@ class PostgreSQL(Dialect):
             connection.commit()
 
     def before_read(self, connection: Connection, *, limit: Optional[float]) -> None:
-        if limit is not None and self._is_pooled:
-            self._limit(connection, limit)
+        self._limit_transaction(connection, limit)
 
     def on_begin(self, connection: Connection, *, limit: Optional[float]) -> None:
-        if limit is not None and self._is_pooled:
-            self._limit(connection, limit)
+        self._limit_transaction(connection, limit)
 
-    def _limit(self, connection: Connection, limit: float) -> None:
+    def _limit_transaction(self, connection: Connection, limit: Optional[float]) -> None:
+        if limit is None or not self._is_pooled:
+            return  # its session has it
         self.scalar(
             connection,
             "SELECT set_config('statement_timeout', :ms, true), set_config('jit', 'off', true)",

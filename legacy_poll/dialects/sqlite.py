@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from ..errors import ConfigError
-from .base import MOVE_SECONDS, Dialect
+from .base import MOVE_SECONDS, Dialect, Purpose
 
 __all__ = ["SQLite"]
 
@@ -56,18 +56,12 @@ class SQLite(Dialect):
         found = str(self.scalar(connection, "SELECT sqlite_version()"))
         return "SQLite", tuple(int(part) for part in found.split(".")[:2]), (3, 31)
 
-    def on_connect(
-        self,
-        connection: Any,
-        *,
-        write: bool,
-        wait: Optional[float] = None,
-        limit: Optional[float] = None,
-    ) -> None:
+    def on_connect(self, connection: Any, purpose: Purpose) -> None:
         connection.isolation_level = None  # no BEGIN by the driver: ours is IMMEDIATE, see on_begin
         connection.text_factory = _text_of
         # By default a write that cannot begin at once is tried at a later tick: to wait would make the reads late.
-        seconds = MOVE_SECONDS if not write else _WRITE_WAIT_SECONDS if wait is None else wait
+        wait = _WRITE_WAIT_SECONDS if purpose.wait is None else purpose.wait
+        seconds = wait if purpose.write else MOVE_SECONDS
         connection.execute("PRAGMA busy_timeout = %d" % (1000 * seconds))
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             # Remembered in the file. Refused while others use it; then things work, only slower, until the next try.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -9,7 +10,8 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select, text
+from sqlalchemy import create_engine, func, select, text
+from sqlalchemy.pool import NullPool
 
 from legacy_poll import schema
 from legacy_poll.backlog import Backlog
@@ -18,6 +20,7 @@ from legacy_poll.database import Database
 from legacy_poll.eventlog import EventLog, append
 from legacy_poll.sequencer import Sequencer
 from legacy_poll.tables import apart, event, log, metadata, outbox, set_aside
+from tests.waiting import until
 
 two_writers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
 one_writer = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -155,6 +158,37 @@ def run(engine, sql, **parameters):
     """*sql* in a transaction of its own."""
     with engine.begin() as connection:
         return connection.execute(text(sql), parameters)
+
+
+# What limits an idle session (MariaDB, MySQL) or an idle transaction; its number; and whether it is still there.
+IDLE = {
+    "postgresql": (
+        "SET idle_in_transaction_session_timeout = '%ds'",
+        "SELECT pg_backend_pid()",
+        "SELECT count(*) FROM pg_stat_activity WHERE pid = %d",
+    ),
+    "mysql": (
+        "SET SESSION wait_timeout = %d",
+        "SELECT CONNECTION_ID()",
+        "SELECT count(*) FROM information_schema.processlist WHERE id = %d",
+    ),
+}
+
+
+def outwait(engine, seconds):
+    """Returns once the server has ended a session of somebody's that may idle for *seconds*."""
+    limit, ask_number, there = IDLE[engine.dialect.name]
+    idle = create_engine(engine.url, poolclass=NullPool).raw_connection()
+    try:
+        with contextlib.closing(idle.cursor()) as cursor:
+            cursor.execute(limit % seconds)
+            cursor.execute(ask_number)
+            number = cursor.fetchone()[0]
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+            query = text(there % number)
+            until(lambda: not watcher.execute(query).scalar(), 30, "the server has ended the idle session")
+    finally:
+        idle.invalidate()
 
 
 def between(store, action):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -16,10 +15,11 @@ from legacy_poll import schema
 from legacy_poll.config import Settings
 from legacy_poll.database import Database
 from legacy_poll.dialects import MySQL, PostgreSQL, SQLite
+from legacy_poll.dialects.base import MOVE_SECONDS
 from legacy_poll.errors import ConfigError, SchemaMissing, StorageUnavailable
 from legacy_poll.eventlog import append
 from legacy_poll.schema import upgrade
-from tests.contract.store import Store, on_mysqls, one_writer, run, two_writers
+from tests.contract.store import Store, on_mysqls, one_writer, outwait, run, two_writers
 from tests.servers import MariaDBServer
 from tests.waiting import until
 
@@ -380,7 +380,7 @@ def test_a_mover_that_idles_keeps_its_connection(store, engine):
     store.publish(1)
     store.drain()
     store.database.write(note)
-    time.sleep(2.5)
+    outwait(engine, MOVE_SECONDS)
     store.publish(2)
     store.drain()
     store.database.write(note)

@@ -28,7 +28,7 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("database_url", ["postgresql", "mysql"], indirect=True)
-def test_what_is_there_is_served_and_what_cannot_be_done_is_said_once(
+def test_a_server_without_writes_serves_what_is_there_and_says_once_that_it_cannot_trim(
     serve, database_url, terminal, database_server
 ):
     first = serve({"RETENTION_EVENTS": 0}, workers=1)
