@@ -99,10 +99,12 @@ class Gunicorn:
     def wait_until_ready(self, seconds=START_SECONDS):
         """Waits until each worker has said that it is ready."""
         ready = set()
+        said = []
 
         def all_ready():
             self.must_run()
             if not all(_state(pid) == "S" for pid in self.workers):
+                said.append("busy")
                 return False  # busy with their start: questions would only make it longer
             with contextlib.ExitStack() as opened:
                 asked = []
@@ -114,7 +116,9 @@ class Gunicorn:
                         asked.append(connection)
                 for connection in asked:
                     with contextlib.suppress(OSError, http.client.HTTPException):
-                        if connection.getresponse().status != 200:
+                        answer = connection.getresponse()
+                        if answer.status != 200:
+                            said.append("{} {}".format(answer.status, answer.read().decode("utf-8")))
                             continue
                         if self._count == 1:
                             ready.update(self.workers)  # a server without keep-alive has closed it
@@ -127,7 +131,9 @@ class Gunicorn:
         try:
             until(all_ready, seconds, "each worker is ready")
         except AssertionError as error:
-            asked = "{}; of {} these are ready: {}".format(error, self.workers, sorted(ready, key=str))
+            asked = "{}; of {} these are ready: {}; said last: {}".format(
+                error, self.workers, sorted(ready, key=str), said[-3:]
+            )
             raise AssertionError("{}\n{}".format(asked, self.log[-3000:])) from None
 
     def must_run(self):

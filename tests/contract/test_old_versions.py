@@ -53,10 +53,14 @@ def walked(database_server, database_url, store):
     return int(database_server.execute(WALKED, database_url))
 
 
+@pytest.mark.parametrize("done", [None, "ANALYZE", "VACUUM"])
 def test_looks_and_moves_do_not_walk_over_dead_versions_of_the_logs_row(
-    store, grown, database_server, database_url
+    done, store, grown, database_server, database_url
 ):
     assert grown >= 20
+    if done is not None:
+        # Autovacuum does either sooner or later; the planner then knows that the table has one row.
+        database_server.execute(done + " legacy_poll_log", database_url)
     store.log.glance()
     before = walked(database_server, database_url, store)
     for number in range(20):
