@@ -29,13 +29,14 @@ NEWER_PARTS = mysql-server-core mysql-client-core postgresql
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-oldest test-gunicorns check bench clean system-parts newer-parts
+.PHONY: help run test test-oldest test-gunicorns test-matrix check bench clean system-parts newer-parts
 
 help:
 	@echo "make run     the demo on http://127.0.0.1:$(PORT)/ (PORT=...)"
 	@echo "make test    every test; what the machine lacks is installed (as root on Debian), else skipped (ARGS=...)"
 	@echo "make test-oldest  the tests without servers, on Python 3.8 and the oldest versions of everything"
 	@echo "make test-gunicorns  what parks polls, on each gunicorn since 20.1 (GUNICORNS=..., ARGS=...)"
+	@echo "make test-matrix  what is not in make test: a Galera cluster whose nodes go (ARGS=...)"
 	@echo "make check   lint, format, types"
 	@echo "make bench   what it costs, beside others too (ARGS=...)"
 	@echo "make clean   removes what make made, the demo's database too"
@@ -47,8 +48,10 @@ run: $(VENV)/.has-demo
 	@echo
 	@exec $(BIN)/gunicorn -k gevent -b 127.0.0.1:$(PORT) $(ARGS) demo.app:app
 
+# Compiled once, and not by each of the thousands of processes that the tests start, where Python may not write itself.
 test:
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/.has-dev newer-parts
+	@$(BIN)/python -m compileall -q legacy_poll tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Without servers: SQLite is enough to see what an old library lacks. No Python 3.8 is a failure in CI, else a skip.
@@ -77,6 +80,11 @@ test-gunicorns: $(VENV)/.has-dev system-parts
 			$(ARGS) $(SEAM_TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed on gunicorn$$failed"; exit 1; }
+
+# Some five minutes. The cluster's networks take root.
+test-matrix: SYSTEM_PARTS += galera-4 rsync iproute2
+test-matrix: $(VENV)/.has-dev system-parts
+	$(BIN)/python -m pytest -rP $(ARGS) tests/matrix
 
 SEAM_TESTS = $(addprefix tests/process/test_,parked.py one_connection.py bad_connections.py listeners.py endings.py \
 	parked_rights.py parked_proxies.py wire_over_workers.py slow_readers.py)
@@ -135,6 +143,8 @@ system-parts:
 			duktape) set -- duk ;; \
 			gcc) set -- cc gcc ;; \
 			libc6-dev) set -- /usr/include/stdio.h ;; \
+			galera-4) set -- /usr/lib/galera/libgalera_smm.so ;; \
+			iproute2) set -- ip ;; \
 			libnginx-mod-nchan) set -- /usr/lib/nginx/modules/ngx_nchan_module.so ;; \
 			node-acorn) set -- /usr/share/nodejs/acorn/bin/acorn ;; \
 			*) set -- $$part ;; \

@@ -10,10 +10,31 @@ as well ("postgresql+psycopg2"). Sub-folders add a conftest.py of their own.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import create_engine
 
 from tests.servers import MariaDBServer, MySQLServer, NewerPostgresServer, PostgresServer
+
+# What takes long comes first, so that no process of pytest-xdist is left with it in the end. The history runs are one
+# file, since each of them takes the machine for itself.
+ORDER = ["process/test_history.py", "process", "browser", "contract", "http", "unit"]
+
+
+def pytest_configure(config):
+    # Else pytest-xdist begins with the files that have the most tests, which are the quick ones.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+
+    def place(item):
+        path = item.path.relative_to(here).as_posix()
+        return next((number for number, each in enumerate(ORDER) if path.startswith(each)), len(ORDER))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

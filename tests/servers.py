@@ -32,6 +32,9 @@ import subprocess
 import tempfile
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from tests.waiting import until
 
@@ -116,6 +119,8 @@ class Server:
     """What the servers share; a subclass says how its own is made, run and asked."""
 
     name = ""
+    #: The database that is always there.
+    own = ""
     # Unprivileged users to run as when we are root, best first.
     users = ()
     # Asks for an orderly stop that does not wait for the sessions' own good time.
@@ -232,8 +237,17 @@ class Server:
         """
         self.start()
         name = "test_{}".format(next(self._numbers))
-        self.execute("CREATE DATABASE {}".format(name))
+        self._administer("CREATE DATABASE {}".format(name))
         return self.url(name, driver)
+
+    def _administer(self, *statements):
+        """Runs *statements* outside of any test's database; not by the client, whose start would take longer."""
+        engine = create_engine(
+            self.url(self.own), poolclass=NullPool, isolation_level="AUTOCOMMIT", future=True
+        )
+        with engine.connect() as connection:
+            found = [connection.exec_driver_sql(each) for each in statements]
+            return found[-1].scalars().all() if found[-1].returns_rows else []
 
     def execute(self, statements, database=None):
         """Runs SQL text with the server's own client, as somebody who has never heard of us would.
@@ -330,6 +344,7 @@ class PostgresServer(Server):
     """A PostgreSQL; its superuser is `postgres`, without a password."""
 
     name = "PostgreSQL"
+    own = "postgres"
     users = ("postgres", "nobody")
     # "Fast": ends sessions instead of waiting for them.
     stop_signal = signal.SIGINT
@@ -363,8 +378,7 @@ class PostgresServer(Server):
     def drop_database(self, database):
         name = database_name(database)
         sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
-        self.execute(sessions.format(name))
-        self.execute("DROP DATABASE IF EXISTS {}".format(name))
+        self._administer(sessions.format(name), "DROP DATABASE IF EXISTS {}".format(name))
 
     def _make_command(self):
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
@@ -491,6 +505,7 @@ class MariaDBServer(Server):
     """A MariaDB; its `root` comes over TCP without a password."""
 
     name = "MariaDB"
+    own = "mysql"
     dump = "mariadb-dump"
     users = ("mysql", "nobody")
     driver = "mysql+pymysql"
@@ -520,10 +535,10 @@ class MariaDBServer(Server):
         name = database_name(database)
         sessions = "SELECT id FROM information_schema.processlist WHERE db = '{}'".format(name)
         # A session that holds a metadata lock would make the DROP wait for it. It may end by itself first.
-        for session in self.execute(sessions).split():
-            with contextlib.suppress(AssertionError):
-                self.execute("KILL {}".format(session))
-        self.execute("DROP DATABASE IF EXISTS {}".format(name))
+        for session in self._administer(sessions):
+            with contextlib.suppress(DBAPIError):
+                self._administer("KILL {}".format(session))
+        self._administer("DROP DATABASE IF EXISTS {}".format(name))
 
     def _make_command(self):
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]

@@ -134,6 +134,12 @@ class MySQL(Dialect):
             said, version = cursor.fetchone()
             modes = [mode for mode in said.split(",") if mode not in _UNWANTED_MODES]
             cursor.execute("SET SESSION sql_mode = '%s'" % ",".join(modes))
+            # On another node of Galera a look may come before what this worker has read or moved: the log would seem to
+            # have been cut back. With 1 the node catches up first.
+            cursor.execute("SHOW VARIABLES LIKE 'wsrep_on'")
+            found = cursor.fetchone()
+            if found is not None and found[1] == "ON":
+                cursor.execute("SET SESSION wsrep_sync_wait = @@wsrep_sync_wait | 1")
             # A table that somebody backs up, rebuilds or alters; the server's own limit is a day.
             waits = "SET SESSION lock_wait_timeout = %d" % math.ceil(purpose.wait or MOVE_SECONDS)
             if purpose.limit is not None:

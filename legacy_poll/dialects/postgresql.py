@@ -96,8 +96,8 @@ def _pid_of(connection: Any) -> int:
     )
 
 
-# With > and not >=: offsets begin at 1, so both mean the same, but of one row (as ANALYZE says) the planner takes >= for
-# all of the table, and walks over it.
+# With > and not >=: offsets begin at 1, so both mean the same. But of a table with one row, as ANALYZE says, the
+# planner takes >= for all of it, and walks over it.
 _NEAR = "legacy_poll_log.ctid > CAST(:near AS tid)"
 #: Blocks of the log's table that are walked over without a thought.
 _MANY_BLOCKS = 4

@@ -104,13 +104,14 @@ class Outcome:
         return "\n".join([str(self.report), *told, opened, *self.faults])
 
 
-def run(workload: Workload, *, faults: bool = False, database: Any = None) -> Outcome:
+def run(workload: Workload, *, faults: bool = False, database: Any = None, cluster: Any = None) -> Outcome:
     """Does *workload* and judges it.
 
     Args:
         workload: Without ports; its database is empty.
         faults: Whether processes are stopped and killed.
         database: In a workload with outages: the server to take away; None for SQLite, which has none.
+        cluster: Instead: the Galera whose nodes are taken away.
 
     Raises:
         AssertionError: The run itself failed: a process ended with an error, or did not come to its end.
@@ -131,7 +132,7 @@ def run(workload: Workload, *, faults: bool = False, database: Any = None) -> Ou
         for server in servers:
             server.wait_until_ready()
         workload = replace(workload, ports=tuple(server.port for server in servers))
-        return _Run(workload, engine, servers, started, database).to_the_end(faults)
+        return _Run(workload, engine, servers, started, database, cluster).to_the_end(faults)
 
 
 def _approved(server: Gunicorn) -> int:
@@ -166,7 +167,9 @@ class _Run:
         servers: list[Gunicorn],
         started: contextlib.ExitStack,
         database: Any,
+        cluster: Any,
     ) -> None:
+        self._cluster = cluster
         self._workload = workload
         self._database = database
         self._engine = engine
@@ -185,7 +188,9 @@ class _Run:
         self._publishers = [self._publisher(number, 0) for number in range(PUBLISHERS)]
         if faults:
             self._do_harm()
-        if self._workload.outages:
+        if self._cluster is not None:
+            self._take_nodes_away()
+        elif self._workload.outages:
             self._take_away()
         self._workload.calm.touch()
         for number, publisher in enumerate(self._publishers):
@@ -267,6 +272,33 @@ class _Run:
             # Before an outage: after one they listen again when their backoff says so.
             acts.insert(0, self._cut_notifications)
         self._one_after_the_other(acts)
+
+    def _take_nodes_away(self) -> None:
+        """One node after the other, in each way that a node goes; the others go on meanwhile."""
+        cluster = self._cluster
+        ways: list[tuple[str, Callable[[Any], None]]] = [
+            ("was killed", lambda node: node.kill()),
+            ("was stopped (SIGSTOP)", lambda node: node.pause()),
+            ("was cut off from the other nodes", cluster.cut_off),
+            ("was cut off from all", lambda node: cluster.cut_off(node, whole=True)),
+            ("was ended", lambda node: node.stop()),
+        ]
+        nodes = [cluster.nodes[number % 3] for number in range(len(ways))]
+        self._one_after_the_other(
+            [lambda way=way, node=node: self._without(node, *way) for way, node in zip(ways, nodes)]
+        )
+
+    def _without(self, node: Any, how: str, go: Callable[[Any], None]) -> str:
+        go(node)
+        begun = time.monotonic()
+        self._wait_for_head(self._head() + self._workload.events // 20)
+        seconds = time.monotonic() - begun
+        self._cluster.join(node)
+        for server in self._servers:
+            server.wait_until_ready()
+        return "node {} {}, and came back; the next {} events took {:.1f} s".format(
+            node.number, how, self._workload.events // 20, seconds
+        )
 
     def _one_after_the_other(self, acts: list[Callable[[], str]]) -> None:
         step = self._workload.events // (len(acts) + 3)

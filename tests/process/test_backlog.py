@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.process.conftest import DATABASES
+from tests.process.conftest import DEFAULTS
 from tests.process.polls import get, head, stream
 from tests.waiting import until
 
-MOST = 40
+MOST = 12
 # Above the limit: old workers have all in memory. A young one has what was there when it came.
 TAIL = 1000
 
-each_database = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+each_database = pytest.mark.parametrize("database_url", DEFAULTS, indirect=True)
 
 
 def answers(gunicorn, **parameters):

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from tests.process.conftest import DATABASES
+from tests.process.conftest import DEFAULTS
 from tests.process.polls import Client, connect, get, head, stream
 from tests.waiting import until
 
@@ -22,7 +22,7 @@ HEAD = (
 GOOD = b'{"channel": "orders", "data": 1}'
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-each_database = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+each_database = pytest.mark.parametrize("database_url", DEFAULTS, indirect=True)
 
 
 class Raw:

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine
 
 from legacy_poll.tokens import Tokens
 from tests.process.commands import legacy_poll
-from tests.process.conftest import NO_HINTS, each_place, everyone, hold_everywhere
+from tests.process.conftest import NO_HINTS, each_default_place, everyone, hold_everywhere
 from tests.process.kept import metrics
 from tests.process.polls import Client, get, head, position, publish, stream
 from tests.waiting import until
@@ -42,7 +42,7 @@ def reads(gunicorn):
     return int(metrics(gunicorn)["catchup_reads_total"])
 
 
-@each_place
+@each_default_place
 def test_a_hole_among_recent_events_costs_nothing_once_it_was_passed(serve, terminal, lane):
     first = serve(NO_HINTS, workers=1)
     assert publish(first, events(200)).status == 201
@@ -59,7 +59,7 @@ def test_a_hole_among_recent_events_costs_nothing_once_it_was_passed(serve, term
     for client in followers:
         client.ask()
     before = reads(gunicorn)
-    for number in range(201, 231):
+    for number in range(201, 207):
         terminal.publish(str(number))
         for client in followers:
             assert client.hear_until(number - 200)[-1] == number
@@ -70,7 +70,7 @@ def test_a_hole_among_recent_events_costs_nothing_once_it_was_passed(serve, term
     old = get(gunicorn, stream(cursor=None, limit=50, timeout=0)).cursor
     answer = get(gunicorn, stream(cursor=old, timeout=0))
     assert (answer.status, answer.code) == (410, "cursor_expired")
-    assert position(answer.cursor) == 230
+    assert position(answer.cursor) == 206
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
@@ -92,7 +92,7 @@ def test_polls_of_a_log_that_was_cut_back_read_it_once_and_wait_for_the_look(ser
     assert [client.hear_until(1) for client in held] == [["after"]] * 3
 
 
-@each_place
+@each_default_place
 def test_erased_events_leave_the_memory_of_every_worker(serve, database_url):
     gunicorn = serve(NO_HINTS)
     start = head(gunicorn)
@@ -154,8 +154,8 @@ def test_a_report_that_copies_the_log_stops_nobodys_events(serve, terminal, data
         engine.dispose()
 
 
-@pytest.mark.parametrize("hours", [-1, 1, 24])
-@pytest.mark.parametrize("database_url", ["postgresql", "postgresql+psycopg2"], indirect=True)
+@pytest.mark.parametrize("hours", [-1, 24])
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_revocation_counts_whatever_the_databases_clock_says(serve, terminal, hours):
     """A database whose clock is off by hours, as a function of its own says."""
     terminal(

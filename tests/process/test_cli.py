@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 
 from tests.gunicorn import ROOT
 from tests.process.commands import legacy_poll
-from tests.process.conftest import DATABASES, everyone, hold_everywhere
+from tests.process.conftest import DEFAULTS, everyone, hold_everywhere
 from tests.process.polls import Client, get, head, position, stream
 from tests.servers import free_port
 from tests.waiting import until
@@ -188,7 +188,7 @@ def runs(done):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done
 
 
-@pytest.mark.parametrize("database_url", ["postgresql", "postgresql+psycopg2"], indirect=True)
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_without_a_right_it_ends_with_1_and_one_line_that_names_the_table(database_url, terminal):
     runs(legacy_poll("upgrade", DATABASE_URL=database_url))
     runs(legacy_poll("publish", "orders", "1", DATABASE_URL=database_url))
@@ -248,7 +248,7 @@ def test_an_sqlite_file_that_may_not_be_written_can_be_read(database_url, termin
     assert json.loads(legacy_poll("status", "--json", DATABASE_URL=url).stdout)["head"] == 2
 
 
-@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+@pytest.mark.parametrize("database_url", DEFAULTS, indirect=True)
 def test_upgrade_makes_the_tables_once_and_says_what_it_did(database_url, terminal):
     first = legacy_poll("upgrade", "--json", DATABASE_URL=database_url)
     assert (first.returncode, json.loads(first.stdout)["before"]) == (0, None)

@@ -12,11 +12,14 @@ from tests.history.checker import LOST
 from tests.history.run import run
 from tests.history.workload import DELAY_SECONDS, HOME_MADE, Workload
 
-EVENTS = 5_000
+EVENTS = 3_000
 
 
-@pytest.mark.parametrize("open_seconds", [DELAY_SECONDS, 2.0])
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize(
+    "database_url, open_seconds",
+    [("postgresql", DELAY_SECONDS), ("postgresql", 2.0), ("mariadb", 2.0), ("mysql", 2.0)],
+    indirect=["database_url"],
+)
 def test_a_log_by_auto_increment_ids_is_rejected(database_url, tmp_path, open_seconds):
     outcome = run(Workload(HOME_MADE, database_url, str(tmp_path), EVENTS, open_seconds))
     print(outcome)

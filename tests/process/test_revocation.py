@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from legacy_poll.tokens import Tokens
-from tests.process.conftest import NO_HINTS, ask_worker, each_lane, each_place, everyone, hold_everywhere
+from tests.process.conftest import (
+    NO_HINTS,
+    ask_worker,
+    each_default_place,
+    each_lane,
+    everyone,
+    hold_everywhere,
+)
 from tests.process.polls import Client, Request, get, head, position, stream
 from tests.waiting import until
 
@@ -55,7 +62,7 @@ def noted(gunicorn):
             until(has_it, what="it has everything")
 
 
-@each_place
+@each_default_place
 def test_the_subjects_polls_end_on_every_worker_and_all_others_stay(users):
     start = head(users)
     theirs = everyone(hold_everywhere(users, 2, cursor=start, **{"as": "u7"}))
@@ -78,7 +85,7 @@ def test_the_subjects_polls_end_on_every_worker_and_all_others_stay(users):
     assert all(client.held for client in again)
 
 
-@each_place
+@each_default_place
 def test_one_that_is_rolled_back_does_nothing(users, terminal):
     held = everyone(hold_everywhere(users, 1, cursor=head(users), **{"as": "u7"}))
     log_out(users, "u7", undo=1)
@@ -91,7 +98,7 @@ def test_one_that_is_rolled_back_does_nothing(users, terminal):
     assert [client.hear().data for client in held] == [[2]] * 3
 
 
-@each_place
+@each_default_place
 def test_an_authorisation_under_way_at_that_moment_is_not_kept(users, tmp_path):
     start = head(users)
     asked = {}
@@ -114,7 +121,7 @@ def test_an_authorisation_under_way_at_that_moment_is_not_kept(users, tmp_path):
     assert not any(request.answered for gate, request in asked.items() if gate.startswith("u8"))
 
 
-@each_place
+@each_default_place
 def test_tokens_made_before_are_refused_by_every_worker_from_its_first_request_on(serve, terminal):
     gunicorn = serve(dict(NO_HINTS, PUBLIC=0, SECRET_KEY=KEY))
     tokens = Tokens(KEY)
