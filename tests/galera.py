@@ -96,15 +96,12 @@ class Node(MariaDBServer):
         return super().url(database, driver).replace("127.0.0.1", self.host)
 
     def answers(self):
-        return self.state == "Synced"
+        return self.status("wsrep_local_state_comment") == "Synced"
 
-    @property
-    def state(self):
+    def status(self, name):
+        """What the node says of itself; "" if it does not answer."""
         asked = subprocess.run(
-            self.client(),
-            input="SHOW STATUS LIKE 'wsrep_local_state_comment'",
-            capture_output=True,
-            text=True,
+            self.client(), input="SHOW STATUS LIKE '{}'".format(name), capture_output=True, text=True
         )
         return asked.stdout.strip().rpartition("\t")[2]
 

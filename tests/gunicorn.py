@@ -115,7 +115,7 @@ class Gunicorn:
                         connection.request("GET", self._ready)
                         asked.append(connection)
                 for connection in asked:
-                    with contextlib.suppress(OSError, http.client.HTTPException):
+                    try:
                         answer = connection.getresponse()
                         if answer.status != 200:
                             said.append("{} {}".format(answer.status, answer.read().decode("utf-8")))
@@ -125,6 +125,8 @@ class Gunicorn:
                         elif connection.sock is not None:
                             ready.add(self.worker_of(connection.sock))
                         # Else it was closed behind the answer, as by a worker that ends: whose it was cannot be told.
+                    except (OSError, http.client.HTTPException) as error:
+                        said.append(repr(error))
             workers = self.workers
             return len(workers) == self._count and ready.issuperset(workers)
 

@@ -88,28 +88,37 @@ class Follower(threading.Thread):
 
 
 class Publishing(threading.Thread):
-    """Numbers into the channel `busy`, a commit each, over HTTP, until told to end; `acknowledged` counts them."""
+    """Numbers into the channel `busy`, a commit each, over HTTP, until told to end; :meth:`has` counts them."""
 
     def __init__(self, gunicorn):
         super().__init__(daemon=True)
         self.gunicorn = gunicorn
         self.acknowledged = 0
+        self._refused = None
         self._enough = threading.Event()
         self.start()
 
     def run(self):
-        while not self._enough.is_set():
-            event = {"channel": "busy", "data": self.acknowledged, "id": "number-%d" % self.acknowledged}
-            answer = publish(self.gunicorn, event)
-            if answer.status == 503:
-                continue  # the same id again, as the contract says
-            assert answer.status in (200, 201), answer
-            self.acknowledged += 1
+        try:
+            while not self._enough.is_set():
+                event = {"channel": "busy", "data": self.acknowledged, "id": "number-%d" % self.acknowledged}
+                answer = publish(self.gunicorn, event)
+                if answer.status == 503:
+                    continue  # the same id again, as the contract says
+                assert answer.status in (200, 201), answer
+                self.acknowledged += 1
+        except BaseException as error:
+            self._refused = error
+
+    def has(self, count):
+        """Whether *count* were acknowledged; fails when one was refused, since then they never will be."""
+        assert self._refused is None, repr(self._refused)
+        return self.acknowledged >= count
 
     def end(self):
         self._enough.set()
         self.join(60)
-        assert not self.is_alive()
+        assert not self.is_alive() and self.has(0)
         publish(self.gunicorn, {"channel": "busy", "data": "end"})
         return list(range(self.acknowledged)) + ["end"]
 
@@ -122,11 +131,11 @@ def test_tables_of_the_next_version_come_while_this_one_serves_and_then_both_do(
     quiet = everyone(hold_everywhere(today, 3, channel="quiet", cursor=start))
     publishing = Publishing(today)
     followers = [Follower(today, start) for _ in range(3)]
-    until(lambda: publishing.acknowledged > 20, 30, "events flow")
+    until(lambda: publishing.has(21), 30, "events flow")
 
     upgrade_to(next_version, database_url)
     after = publishing.acknowledged
-    until(lambda: publishing.acknowledged > after + 20, 30, "events flow on")
+    until(lambda: publishing.has(after + 21), 30, "events flow on")
     assert NEXT in terminal("SELECT version_num FROM {};".format(VERSION_TABLE))
     assert all(client.held for client in quiet), "an upgrade ends no hold"
 
@@ -135,7 +144,7 @@ def test_tables_of_the_next_version_come_while_this_one_serves_and_then_both_do(
     assert not serving.logged("newer than this code's")
     followers.append(Follower(serving, start))
     beside = Client(serving, channel="quiet", cursor=start).ask()
-    until(lambda: publishing.acknowledged > after + 60, 30, "events flow on")
+    until(lambda: publishing.has(after + 61), 30, "events flow on")
     expected = publishing.end()
     for follower in followers:
         follower.join(60)
