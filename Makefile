@@ -81,7 +81,7 @@ test-gunicorns: $(VENV)/.has-dev system-parts
 	done; \
 	test -z "$$failed" || { echo "failed on gunicorn$$failed"; exit 1; }
 
-# Some five minutes. The cluster's networks take root.
+# Some three minutes. The cluster's networks take root.
 test-matrix: SYSTEM_PARTS += galera-4 rsync iproute2
 test-matrix: $(VENV)/.has-dev system-parts
 	$(BIN)/python -m pytest -rP $(ARGS) tests/matrix

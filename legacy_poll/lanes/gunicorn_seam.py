@@ -15,6 +15,7 @@ import gc
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import gevent
@@ -32,6 +33,8 @@ __all__ = ["Asked", "GunicornSeam", "Rendered", "ReturnedSocket", "why_not"]
 
 #: Requests that are begun before the first of them is done: what each needs meanwhile is memory that stays ours.
 _AT_ONCE = 20
+#: Between two looks whether all that goes back to gunicorn has arrived there, seconds.
+_PAUSE_SECONDS = 0.01
 #: Own ends of connections whose listener is remembered.
 _MOST_PLACES = 1000
 #: Headers of requests that are not plain polls: they have a body, want an interim answer, or another protocol.
@@ -89,6 +92,24 @@ class ReturnedSocket(gevent.socket.socket):
             # More than may be approved is not worth remembering.
             self.heard = self.heard + data if len(self.heard) + len(data) <= MOST_BYTES else None
         return data
+
+
+class _Listener:
+    """A listener whose name is known also once it is closed.
+
+    gunicorn asks for the name when it begins with a connection. A worker that stops has closed its listeners, and a
+    poll may still come on a connection that was kept.
+    """
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+        self._name = listener.getsockname()
+
+    def getsockname(self) -> Any:
+        return self._name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
 
 
 class Asked:
@@ -149,7 +170,9 @@ class GunicornSeam:
         self._pools: Optional[List[Any]] = None
         self._accept: Callable[[Any, int, Any, bytes], bool] = _never
         self._places: Dict[Any, Optional[int]] = {}
+        self._listeners = [_Listener(each) for each in worker.sockets]
         self._returned: Dict[int, Queue] = {}
+        self._on_their_way = 0
         #: Longest time that a connection may wait for its next request.
         self.keepalive_seconds = float(worker.cfg.keepalive)
         #: Most connections that gunicorn has at once.
@@ -231,6 +254,7 @@ class GunicornSeam:
         return self._pools[number]
 
     def _watch_server(self, server: Any, number: int) -> None:
+        server.set_handle(partial(self._worker.handle, self._listeners[number]))
         before = server.do_handle
 
         def do_handle(connection: Any, peer: Any) -> Any:
@@ -269,19 +293,27 @@ class GunicornSeam:
             # One for each listener: where a pool is full its connections wait their turn, as new ones do.
             queue = self._returned[number] = Queue()
             gevent.spawn(self._return, number, queue)
+        self._on_their_way += 1
         queue.put((connection, peer))
 
     def _return(self, number: int, queue: Queue) -> None:
-        pool, listener = self.pool(number), self._worker.sockets[number]
+        pool, listener = self.pool(number), self._listeners[number]
         while True:
             for _ in range(_AT_ONCE):
                 connection, peer = queue.get()
                 pool.spawn(self._worker.handle, listener, connection, peer)
+                self._on_their_way -= 1
             gevent.sleep(0)
 
     def keep(self, number: int, over: gevent.event.Event) -> None:
-        """Lets the worker wait for *over* when it stops, as for a request under way."""
-        gevent.spawn(self.pool(number).spawn, over.wait)
+        """Lets the worker wait for *over* when it stops, as for a request under way, and for what goes back."""
+        gevent.spawn(self.pool(number).spawn, self._stay, over)
+
+    def _stay(self, over: gevent.event.Event) -> None:
+        over.wait()
+        # What waits for its turn is not in the pool yet, and a worker ends when its pool is empty.
+        while self._on_their_way:
+            gevent.sleep(_PAUSE_SECONDS)
 
     def render(self, headers: List[Tuple[str, str]], answer: Answer, *, close: bool) -> Rendered:
         """*answer* with *headers*, as gunicorn would send it."""

@@ -112,7 +112,7 @@ class Workload:
             LEGACY_POLL,
             url,
             directory,
-            events=5_000,
+            events=3_000,
             open_seconds=0.5,
             events_per_second=150.0,
             limit_seconds=150.0,

@@ -208,7 +208,7 @@ def test_a_log_without_its_row_serves_again_after_the_command_that_is_named(serv
     assert legacy_poll("repair", DATABASE_URL=database_url).stdout == "There is nothing to repair.\n"
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_says_so(
     serve, terminal, database_url
 ):
@@ -249,7 +249,7 @@ def test_a_log_that_is_to_be_repaired_is_neither_renamed_nor_trimmed_and_status_
     assert status()["log_id"] != whole["log_id"]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_tail_since_a_time_prints_what_there_is_and_from_a_cursor_says_what_is_missing(
     serve, terminal, database_url
 ):

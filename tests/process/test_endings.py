@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import struct
@@ -282,6 +283,54 @@ def test_a_reload_loses_nothing(house):
         seen += [event["data"] for event in json.loads(body)["events"]]
         cursor = headers["Legacy-Poll-Cursor"]
     assert seen == list(range(3))
+
+
+def test_a_request_on_a_kept_connection_is_answered_by_a_worker_that_no_longer_listens(tmp_path, lane):
+    url = "sqlite:///{}".format(tmp_path / "log.db")
+    # So that the connections, which idle, are still there when the test comes to them.
+    options = ["--keep-alive", str(SECONDS)]
+    gunicorn = Gunicorn(dict(SETTINGS, DATABASE_URL=url, **lane), workers=1, options=options)
+    try:
+        house = House(gunicorn.start())
+        cursor = house.cursor()
+        (old,) = gunicorn.workers
+        expected = {"/stream?channel=orders&cursor={}".format(cursor): 503, "/cursor": 200, "/not-here": 404}
+        polled = [house.poll(cursor, query="&timeout=1") for _ in expected]
+        assert [read(each)[0] for each in polled] == [204] * len(expected)
+        fresh = [
+            socket.create_connection(("127.0.0.1", gunicorn.port), SECONDS) for _ in range(len(expected))
+        ]
+        house.cursor()  # connections are accepted in their order
+        listener = _listeners(gunicorn.port)
+        assert listener & _sockets(old)
+        gunicorn.signal(signal.SIGHUP)
+        until(lambda: not listener & _sockets(old), SECONDS, "the old worker listens no more")
+        for connections in (polled, fresh):
+            for connection, (target, status) in zip(connections, expected.items()):
+                connection.sendall("GET {} HTTP/1.1\r\nHost: here\r\n\r\n".format(target).encode("ascii"))
+                answer = read(connection)
+                assert (answer[0], answer[1]["Connection"]) == (status, "close")
+        until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
+        assert "Socket error" not in gunicorn.log
+    finally:
+        gunicorn.destroy()
+
+
+def _sockets(pid):
+    """The inodes of the sockets that the process *pid* has open."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/{}/fd".format(pid)):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink("/proc/{}/fd/{}".format(pid, name)))
+    return {each[len("socket:[") : -1] for each in found if each.startswith("socket:[")}
+
+
+def _listeners(port):
+    """The inodes of the sockets that listen on *port*."""
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table][1:]
+    return {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
 
 
 def test_max_requests_ends_a_worker_without_holding_anybody_up(tmp_path, lane):

@@ -50,9 +50,12 @@ def test_a_database_that_hangs_is_given_up_at_its_time_and_taken_again(serve, te
     held = everyone(hold_everywhere(gunicorn, 3, cursor=cursor))
     for turn in (1, 2):
         with database_server.paused():
+            for worker in gunicorn.workers:
+                with gunicorn.only(worker):
+                    until(lambda: get(gunicorn, "/health/ready").status == 503, what="each worker says so")
+            # Also a server that runs may be too slow for a second, and workers have said so before.
             until(
-                lambda n=turn: gunicorn.logged("gave no answer within 1 s") == 2 * n,
-                what="each worker says so",
+                lambda n=turn: gunicorn.logged("gave no answer within 1 s") >= 2 * n, what="so does the log"
             )
             # More than there are connections and threads.
             waiting = [Request(gunicorn, path) for path in ["/cursor", stream(cursor="now"), stream()] * 8]

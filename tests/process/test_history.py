@@ -20,7 +20,7 @@ from tests.history.run import run
 from tests.history.workload import LEGACY_POLL, Workload
 from tests.process.conftest import each_lane
 
-EVENTS = 5_000
+EVENTS = 3_000
 # What is taken away in a run with outages: SQLite has no server, and only PostgreSQL notifies.
 TAKEN_AWAY = {"sqlite": 4, "postgresql": 8, "mariadb": 7}
 
