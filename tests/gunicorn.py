@@ -48,7 +48,7 @@ class Gunicorn:
     """
 
     def __init__(
-        self, settings=(), *, workers=3, app="wsgi:app", environ=(), options=(), ready="/health/ready"
+        self, settings=(), *, workers=2, app="wsgi:app", environ=(), options=(), ready="/health/ready"
     ):
         self.settings = dict(settings)
         self.port = free_port()

@@ -165,7 +165,7 @@ def house(request, tmp_path_factory):
         server.resume()
         url = server.create_database(driver=database if driver else None)
         upgrade(url)
-    gunicorn = Gunicorn(dict(SETTINGS, **NO_HINTS, **LANES[lane or "standard"], DATABASE_URL=url))
+    gunicorn = Gunicorn(dict(SETTINGS, **NO_HINTS, **LANES[lane or "standard"], DATABASE_URL=url), workers=3)
     gunicorn.terminal = Terminal(url, server)
     try:
         yield gunicorn.start()

@@ -17,7 +17,7 @@ EVENTS = 3_000
 
 @pytest.mark.parametrize(
     "database_url, open_seconds",
-    [("postgresql", DELAY_SECONDS), ("postgresql", 2.0), ("mariadb", 2.0), ("mysql", 2.0)],
+    [("postgresql", DELAY_SECONDS), ("postgresql", 2.0), ("mariadb", 2.0)],
     indirect=["database_url"],
 )
 def test_a_log_by_auto_increment_ids_is_rejected(database_url, tmp_path, open_seconds):

@@ -21,13 +21,17 @@ on_servers = pytest.mark.parametrize(
 )
 
 FOREIGN = "1-00000000-7-00000000"
+WORKERS = 2
 AGAIN = "the database works again"
 
 
 def told(gunicorn):
-    """What legacy_poll wrote about its database; hints, which may be lost without harm, are another matter."""
+    """What legacy_poll wrote about a database that is away.
+
+    Hints may be lost without harm, and on a slow machine a lock may be held for a second.
+    """
     lines = [line for line in gunicorn.log.splitlines() if line.startswith("legacy_poll: ")]
-    return [line for line in lines if "notifications" not in line]
+    return [line for line in lines if "notifications" not in line and "has been held for over" not in line]
 
 
 def balance(lines):
@@ -46,17 +50,18 @@ def is_unavailable(answer, code="storage_unavailable"):
 
 @on_servers
 def test_an_outage_costs_held_polls_nothing_but_time(serve, terminal, database_server):
-    gunicorn = serve()
+    gunicorn = serve(workers=WORKERS)
     # Every worker has delivered the first event itself, so it knows the cursor behind it.
     first = everyone(hold_everywhere(gunicorn, 1, cursor=head(gunicorn)))
     terminal.publish("0")
-    assert [client.hear().data for client in first] == [[0]] * 3
+    assert [client.hear().data for client in first] == [[0]] * WORKERS
     clients = everyone(hold_everywhere(gunicorn, 4, cursor=head(gunicorn)))
     for turn, go_away in enumerate([database_server.stop, database_server.kill], start=1):
         before = len(told(gunicorn))
         go_away()
         until(
-            lambda seen=before: balance(told(gunicorn)[seen:]) == 3, what="each worker says that it is away"
+            lambda seen=before: balance(told(gunicorn)[seen:]) == WORKERS,
+            what="each worker says that it is away",
         )
 
         assert get(gunicorn, "/health/live").status == 200
@@ -72,7 +77,7 @@ def test_an_outage_costs_held_polls_nothing_but_time(serve, terminal, database_s
 
         database_server.start()
         terminal.publish(str(turn))
-        assert [client.hear(seconds=20).data for client in clients] == [[turn]] * 12
+        assert [client.hear(seconds=20).data for client in clients] == [[turn]] * 4 * WORKERS
         gunicorn.wait_until_ready()
         # As before: on every worker, reading and writing, with no connection left over from before.
         for worker in gunicorn.workers:
@@ -84,11 +89,11 @@ def test_an_outage_costs_held_polls_nothing_but_time(serve, terminal, database_s
         lines = told(gunicorn)[before:]
         assert balance(lines) == 0, lines
         if go_away == database_server.stop:
-            assert [AGAIN in line for line in lines] == [False] * 3 + [True] * 3, lines
+            assert [AGAIN in line for line in lines] == [False] * WORKERS + [True] * WORKERS, lines
         # kill -9 takes the server's processes one by one: a worker may meet a dead one, and then one that still lives.
-        assert len(lines) <= 12, lines
+        assert len(lines) <= 4 * WORKERS, lines
     terminal.publish('"the end"')
-    assert [client.hear().data for client in clients] == [["the end"]] * 12
+    assert [client.hear().data for client in clients] == [["the end"]] * 4 * WORKERS
 
 
 @on_servers

@@ -17,13 +17,14 @@ from tests.process.polls import Client, Request, get, head, position, stream
 from tests.waiting import until
 
 KEY = "a key of more than 16 characters"
+WORKERS = 2
 
 
 @pytest.fixture
 def users(serve, tmp_path):
-    """Three workers of an application whose users log out; without hints, as those on other hosts."""
+    """Workers of an application whose users log out; without hints, as those on other hosts."""
     environ = {"GATES": str(tmp_path)}
-    return serve(NO_HINTS, app="tests.process.users:app", environ=environ)
+    return serve(NO_HINTS, workers=WORKERS, app="tests.process.users:app", environ=environ)
 
 
 def log_out(gunicorn, subject, **query):
@@ -71,7 +72,7 @@ def test_the_subjects_polls_end_on_every_worker_and_all_others_stay(users):
     for client in theirs:
         is_refused(client.hear())
     noted(users)
-    assert len(others) == 6 and all(client.held for client in others)
+    assert len(others) == 2 * WORKERS and all(client.held for client in others)
 
     # Who logs in again is held again, on every worker.
     again = everyone(hold_everywhere(users, 1, cursor=start, **{"as": "u7"}))
@@ -93,9 +94,9 @@ def test_one_that_is_rolled_back_does_nothing(users, terminal):
     terminal.publish("1", channel="another")
     until(lambda: head(users) != held[0].cursor, what="the event behind it has come")
     noted(users)
-    assert len(held) == 3 and all(client.held for client in held)
+    assert len(held) == WORKERS and all(client.held for client in held)
     terminal.publish("2")
-    assert [client.hear().data for client in held] == [[2]] * 3
+    assert [client.hear().data for client in held] == [[2]] * len(held)
 
 
 @each_default_place
@@ -123,7 +124,7 @@ def test_an_authorisation_under_way_at_that_moment_is_not_kept(users, tmp_path):
 
 @each_default_place
 def test_tokens_made_before_are_refused_by_every_worker_from_its_first_request_on(serve, terminal):
-    gunicorn = serve(dict(NO_HINTS, PUBLIC=0, SECRET_KEY=KEY))
+    gunicorn = serve(dict(NO_HINTS, PUBLIC=0, SECRET_KEY=KEY), workers=WORKERS)
     tokens = Tokens(KEY)
     # By the database's clock, which is this machine's.
     old, others = (tokens.make(["orders"], expires_seconds=3600, subject=name) for name in ("u7", "u8"))
@@ -134,7 +135,7 @@ def test_tokens_made_before_are_refused_by_every_worker_from_its_first_request_o
         is_refused(client.hear())
     # No worker knows it from before but from the log: these are new, and this is the first that they are asked.
     gunicorn.kill(gunicorn.workers[0])
-    until(lambda: len(gunicorn.workers) == 3, what="there is another worker")
+    until(lambda: len(gunicorn.workers) == WORKERS, what="there is another worker")
     for answer in everywhere(gunicorn, stream(token=old, timeout=0)):
         is_refused(answer)
     new = tokens.make(["orders"], expires_seconds=3600, subject="u7")
@@ -142,9 +143,9 @@ def test_tokens_made_before_are_refused_by_every_worker_from_its_first_request_o
         for answer in everywhere(gunicorn, stream(token=text, timeout=0)):
             assert answer.status == 204
     alive = [client for client in stay if client.held]
-    assert len(alive) == 2
+    assert len(alive) == WORKERS - 1
     terminal.publish("1")
-    assert [client.hear().data for client in alive] == [[1]] * 2
+    assert [client.hear().data for client in alive] == [[1]] * len(alive)
     assert Client(gunicorn, token=new).hear_until(1) == [1]
 
 

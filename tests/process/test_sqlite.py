@@ -26,7 +26,7 @@ def open_transaction(path):
 
 
 def test_a_long_write_transaction_delays_writers_and_nobody_else(serve, terminal):
-    gunicorn = serve({"WRITE_WAIT_SECONDS": 0.2})
+    gunicorn = serve({"WRITE_WAIT_SECONDS": 0.2}, workers=3)
     terminal.publish("1", "2")
     client = Client(gunicorn)
     assert client.hear_until(2) == [1, 2]
@@ -70,7 +70,7 @@ def set_aside(terminal):
 
 
 def test_rows_that_break_a_rule_are_set_aside_and_stop_nobody(serve, terminal):
-    gunicorn = serve()
+    gunicorn = serve(workers=3)
     clients = everyone(hold_everywhere(gunicorn, 3, cursor=head(gunicorn)))
     with open_transaction(terminal.path) as user:
         user.execute(ROW, ("orders", "1"))
@@ -91,7 +91,7 @@ def test_rows_that_break_a_rule_are_set_aside_and_stop_nobody(serve, terminal):
 
 
 def test_rows_that_wait_behind_an_unfit_one_come_when_the_lock_is_free(serve, terminal):
-    gunicorn = serve({"WRITE_WAIT_SECONDS": 0.2})
+    gunicorn = serve({"WRITE_WAIT_SECONDS": 0.2}, workers=3)
     terminal.publish('"before"')
     clients = everyone(hold_everywhere(gunicorn, 3, cursor=head(gunicorn)))
     # The workers must not take the rows before somebody else has the lock.
