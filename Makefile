@@ -36,7 +36,7 @@ help:
 	@echo "make test    every test; what the machine lacks is installed (as root on Debian), else skipped (ARGS=...)"
 	@echo "make test-oldest  the tests without servers, on Python 3.8 and the oldest versions of everything"
 	@echo "make test-gunicorns  what parks polls, on each gunicorn since 20.1 (GUNICORNS=..., ARGS=...)"
-	@echo "make test-matrix  what is not in make test: a Galera cluster whose nodes go (ARGS=...)"
+	@echo "make test-matrix  what is not in make test: a Galera cluster whose nodes go, long locks (LOCK_SECONDS=90, ARGS=...)"
 	@echo "make check   lint, format, types"
 	@echo "make bench   what it costs, beside others too (ARGS=...)"
 	@echo "make clean   removes what make made, the demo's database too"
@@ -81,7 +81,7 @@ test-gunicorns: $(VENV)/.has-dev system-parts
 	done; \
 	test -z "$$failed" || { echo "failed on gunicorn$$failed"; exit 1; }
 
-# Some three minutes. The cluster's networks take root.
+# Some three minutes, and a minute and a half for each of 23 locks, or LOCK_SECONDS. The cluster's networks take root.
 test-matrix: SYSTEM_PARTS += galera-4 rsync iproute2
 test-matrix: $(VENV)/.has-dev system-parts
 	$(BIN)/python -m pytest -rP $(ARGS) tests/matrix

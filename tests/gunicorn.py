@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.servers import WATCHDOG, _alive, _children, _send, _state, _stopped, free_port
@@ -31,8 +32,10 @@ from tests.waiting import until
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60
 ANSWER_SECONDS = 30
-# Connections opened at once so that each worker gets one, while we wait for all to be ready.
+# Connections opened at once so that each of several workers gets one, while we wait for all to be ready.
 AT_ONCE = 12
+# Between two rounds of them. A worker with max-requests, asked without a pause, would end before it is ready.
+ROUND_SECONDS = 0.1
 
 
 class Gunicorn:
@@ -100,15 +103,20 @@ class Gunicorn:
         """Waits until each worker has said that it is ready."""
         ready = set()
         said = []
+        next_round = time.monotonic()
 
         def all_ready():
+            nonlocal next_round
             self.must_run()
+            if time.monotonic() < next_round:
+                return False
             if not all(_state(pid) == "S" for pid in self.workers):
                 said.append("busy")
                 return False  # busy with their start: questions would only make it longer
+            next_round = time.monotonic() + ROUND_SECONDS
             with contextlib.ExitStack() as opened:
                 asked = []
-                for _ in range(AT_ONCE):
+                for _ in range(AT_ONCE if self._count > 1 else 1):
                     connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
                     opened.callback(connection.close)
                     with contextlib.suppress(OSError):
