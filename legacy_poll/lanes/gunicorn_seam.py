@@ -33,8 +33,6 @@ __all__ = ["Asked", "GunicornSeam", "Rendered", "ReturnedSocket", "why_not"]
 
 #: Requests that are begun before the first of them is done: what each needs meanwhile is memory that stays ours.
 _AT_ONCE = 20
-#: Between two looks whether all that goes back to gunicorn has arrived there, seconds.
-_PAUSE_SECONDS = 0.01
 #: Own ends of connections whose listener is remembered.
 _MOST_PLACES = 1000
 #: Headers of requests that are not plain polls: they have a body, want an interim answer, or another protocol.
@@ -172,7 +170,6 @@ class GunicornSeam:
         self._places: Dict[Any, Optional[int]] = {}
         self._listeners = [_Listener(each) for each in worker.sockets]
         self._returned: Dict[int, Queue] = {}
-        self._on_their_way = 0
         #: Longest time that a connection may wait for its next request.
         self.keepalive_seconds = float(worker.cfg.keepalive)
         #: Most connections that gunicorn has at once.
@@ -293,7 +290,6 @@ class GunicornSeam:
             # One for each listener: where a pool is full its connections wait their turn, as new ones do.
             queue = self._returned[number] = Queue()
             gevent.spawn(self._return, number, queue)
-        self._on_their_way += 1
         queue.put((connection, peer))
 
     def _return(self, number: int, queue: Queue) -> None:
@@ -302,18 +298,11 @@ class GunicornSeam:
             for _ in range(_AT_ONCE):
                 connection, peer = queue.get()
                 pool.spawn(self._worker.handle, listener, connection, peer)
-                self._on_their_way -= 1
             gevent.sleep(0)
 
     def keep(self, number: int, over: gevent.event.Event) -> None:
-        """Lets the worker wait for *over* when it stops, as for a request under way, and for what goes back."""
-        gevent.spawn(self.pool(number).spawn, self._stay, over)
-
-    def _stay(self, over: gevent.event.Event) -> None:
-        over.wait()
-        # What waits for its turn is not in the pool yet, and a worker ends when its pool is empty.
-        while self._on_their_way:
-            gevent.sleep(_PAUSE_SECONDS)
+        """Lets the worker wait for *over* when it stops, as for a request under way."""
+        gevent.spawn(self.pool(number).spawn, over.wait)
 
     def render(self, headers: List[Tuple[str, str]], answer: Answer, *, close: bool) -> Rendered:
         """*answer* with *headers*, as gunicorn would send it."""

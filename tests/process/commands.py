@@ -7,7 +7,6 @@ else, and each command is a fork of it (multiprocessing's fork server). What han
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import runpy
@@ -82,7 +81,7 @@ def _command(arguments, cwd, environ, paths):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdin, sys.stdout, sys.stderr = (
-        io.open(number, "w" if number else "r", encoding="utf-8", errors=errors, closefd=False)
+        open(number, "w" if number else "r", encoding="utf-8", errors=errors, closefd=False)
         for number, errors in enumerate(("surrogateescape", "strict", "backslashreplace"))
     )
     sys.argv = ["legacy_poll"] + arguments

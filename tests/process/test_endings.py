@@ -285,35 +285,43 @@ def test_a_reload_loses_nothing(house):
     assert seen == list(range(3))
 
 
-def test_a_request_on_a_kept_connection_is_answered_by_a_worker_that_no_longer_listens(tmp_path, lane):
-    url = "sqlite:///{}".format(tmp_path / "log.db")
+@pytest.fixture
+def lone(tmp_path, lane):
+    """Starts one worker with options of gunicorn's."""
+    made = []
+
+    def start(*options):
+        settings = dict(SETTINGS, DATABASE_URL="sqlite:///{}".format(tmp_path / "log.db"), **lane)
+        made.append(Gunicorn(settings, workers=1, options=options))
+        return House(made[-1].start())
+
+    yield start
+    for each in made:
+        print(each.log)  # pytest shows it when the test failed
+        each.destroy()
+
+
+def test_a_request_on_a_kept_connection_is_answered_by_a_worker_that_no_longer_listens(lone):
     # So that the connections, which idle, are still there when the test comes to them.
-    options = ["--keep-alive", str(SECONDS)]
-    gunicorn = Gunicorn(dict(SETTINGS, DATABASE_URL=url, **lane), workers=1, options=options)
-    try:
-        house = House(gunicorn.start())
-        cursor = house.cursor()
-        (old,) = gunicorn.workers
-        expected = {"/stream?channel=orders&cursor={}".format(cursor): 503, "/cursor": 200, "/not-here": 404}
-        polled = [house.poll(cursor, query="&timeout=1") for _ in expected]
-        assert [read(each)[0] for each in polled] == [204] * len(expected)
-        fresh = [
-            socket.create_connection(("127.0.0.1", gunicorn.port), SECONDS) for _ in range(len(expected))
-        ]
-        house.cursor()  # connections are accepted in their order
-        listener = _listeners(gunicorn.port)
-        assert listener & _sockets(old)
-        gunicorn.signal(signal.SIGHUP)
-        until(lambda: not listener & _sockets(old), SECONDS, "the old worker listens no more")
-        for connections in (polled, fresh):
-            for connection, (target, status) in zip(connections, expected.items()):
-                connection.sendall("GET {} HTTP/1.1\r\nHost: here\r\n\r\n".format(target).encode("ascii"))
-                answer = read(connection)
-                assert (answer[0], answer[1]["Connection"]) == (status, "close")
-        until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
-        assert "Socket error" not in gunicorn.log
-    finally:
-        gunicorn.destroy()
+    house = lone("--keep-alive", str(SECONDS))
+    gunicorn, cursor = house.gunicorn, house.cursor()
+    (old,) = gunicorn.workers
+    expected = {"/stream?channel=orders&cursor={}".format(cursor): 503, "/cursor": 200, "/not-here": 404}
+    polled = [house.poll(cursor, query="&timeout=1") for _ in expected]
+    assert [read(each)[0] for each in polled] == [204] * len(expected)
+    fresh = [socket.create_connection(("127.0.0.1", gunicorn.port), SECONDS) for _ in expected]
+    house.cursor()  # connections are accepted in their order
+    listener = _listeners(gunicorn.port)
+    assert listener & _sockets(old)
+    gunicorn.signal(signal.SIGHUP)
+    until(lambda: not listener & _sockets(old), SECONDS, "the old worker listens no more")
+    for connections in (polled, fresh):
+        for connection, (target, status) in zip(connections, expected.items()):
+            connection.sendall("GET {} HTTP/1.1\r\nHost: here\r\n\r\n".format(target).encode("ascii"))
+            answer = read(connection)
+            assert (answer[0], answer[1]["Connection"]) == (status, "close")
+    until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
+    assert "Socket error" not in gunicorn.log
 
 
 def _sockets(pid):
@@ -333,22 +341,16 @@ def _listeners(port):
     return {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
 
 
-def test_max_requests_ends_a_worker_without_holding_anybody_up(tmp_path, lane):
-    url = "sqlite:///{}".format(tmp_path / "log.db")
-    options = ["--max-requests", str(MANY)]
-    gunicorn = Gunicorn(dict(SETTINGS, DATABASE_URL=url, **lane), workers=1, options=options)
-    try:
-        house = House(gunicorn.start())
-        cursor = house.cursor()
-        (old,) = gunicorn.workers
-        polls = [house.poll(cursor) for _ in range(MANY)]
-        for poll in polls:
-            status, headers, _ = read(poll)
-            assert status in (204, 503)
-            assert status == 503 or headers["Legacy-Poll-Cursor"] == cursor
-        until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
-        gunicorn.wait_until_ready()
-        house.publish("to the next worker")
-        assert json.loads(read(house.poll(cursor))[2])["events"][0]["data"] == "to the next worker"
-    finally:
-        gunicorn.destroy()
+def test_max_requests_ends_a_worker_without_holding_anybody_up(lone):
+    house = lone("--max-requests", str(MANY))
+    gunicorn, cursor = house.gunicorn, house.cursor()
+    (old,) = gunicorn.workers
+    polls = [house.poll(cursor) for _ in range(MANY)]
+    for poll in polls:
+        status, headers, _ = read(poll)
+        assert status in (204, 503)
+        assert status == 503 or headers["Legacy-Poll-Cursor"] == cursor
+    until(lambda: old not in gunicorn.workers, SECONDS, "the old worker is gone")
+    gunicorn.wait_until_ready()
+    house.publish("to the next worker")
+    assert json.loads(read(house.poll(cursor))[2])["events"][0]["data"] == "to the next worker"
